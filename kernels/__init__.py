@@ -1,0 +1,1 @@
+"""Array kernels: CTC and distillation losses. No paths, configuration, zarr, dask or logging."""

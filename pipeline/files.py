@@ -1,0 +1,44 @@
+"""Files that stand whole or not at all: written under another name, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+
+def temporary_name(path: Path) -> Path:
+    """A sibling of `path` that no other process uses: hidden, with host and process id."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    temporary = temporary_name(path)
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically, indented for people."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Renames a finished folder to its name, replacing one that stands there.
+
+    Everything is flushed to disk first, so a power cut cannot leave empty files behind the name.
+    """
+    for file in sorted(temporary.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    if path.exists():
+        shutil.rmtree(path)
+    temporary.rename(path)

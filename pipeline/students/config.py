@@ -1,0 +1,95 @@
+"""What a student is made of: features, encoder, heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from interkd.kernels.errors import ConfigError
+from interkd.pipeline.config import one_of
+
+ENCODERS = ("conformer", "jasper-mini")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """Log-mel features, normalised to zero mean and unit variance per utterance and band."""
+
+    sample_rate: int = 16000
+    mels: int = 80
+    window_ms: float = 25.0
+    hop_ms: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConformerConfig:
+    """A Conformer of torchaudio's layers behind a strided convolution.
+
+    Attributes:
+        stride: Feature frames a student frame: 1, 2, 4 or 8.
+        subsampling_dim: Channels of the strided front end; `dim` when None.
+    """
+
+    dim: int = 168
+    layers: int = 12
+    attention_heads: int = 4
+    feed_forward_dim: int = 672
+    convolution_kernel: int = 31
+    dropout: float = 0.1
+    stride: int = 2
+    subsampling_dim: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JasperConfig:
+    """Jasper-Mini: depthwise-separable 1-D convolutions in residual blocks.
+
+    The defaults are OpenSeq2Seq's public jasper-Mini: 1 stem, 10 blocks of 3, 2 layers at the end.
+
+    Attributes:
+        stride: Feature frames a student frame.
+        block_channels: Output channels of each block; as long as `block_kernels`.
+        last_channels: Channels of the dilated layer and of the pointwise layer at the end.
+    """
+
+    stride: int = 2
+    stem_channels: int = 256
+    stem_kernel: int = 11
+    block_channels: tuple[int, ...] = (256, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+    block_kernels: tuple[int, ...] = (11, 11, 13, 13, 17, 17, 21, 21, 25, 25)
+    repeat: int = 3
+    dilated_kernel: int = 29
+    last_channels: tuple[int, ...] = (512, 1024)
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """A student: features, one encoder, intermediate CTC heads and the final one.
+
+    Attributes:
+        encoder: `conformer` or `jasper-mini`; the section of that name holds its shape.
+        head_layers: Layers (counted from 1) with a CTC head of their own, rising. None takes the
+            usual ones: a third and two thirds of a Conformer, 18, 24 and 30 of Jasper-Mini's 33.
+        shared_heads: One linear layer for all heads (their layers must have one width).
+    """
+
+    encoder: str = "conformer"
+    head_layers: tuple[int, ...] | None = None
+    shared_heads: bool = False
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    conformer: ConformerConfig = field(default_factory=ConformerConfig)
+    jasper: JasperConfig = field(default_factory=JasperConfig)
+
+    def __post_init__(self) -> None:
+        one_of("student.encoder", self.encoder, ENCODERS)
+        if self.head_layers and list(self.head_layers) != sorted(set(self.head_layers)):
+            raise ConfigError(
+                "student.head_layers", expected="rising layer numbers", got=list(self.head_layers)
+            )
+
+    def intermediate_layers(self, layers: int) -> tuple[int, ...]:
+        """The layers with an intermediate head, of an encoder of so many layers."""
+        if self.head_layers is not None:
+            return self.head_layers
+        shares = (1 / 3, 2 / 3) if self.encoder == "conformer" else (18 / 33, 24 / 33, 30 / 33)
+        return tuple(sorted({max(1, round(layers * share)) for share in shares} - {layers}))

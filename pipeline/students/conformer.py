@@ -1,0 +1,105 @@
+"""Conformer encoder of torchaudio's layers, with the padding kept out of the convolutions."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from interkd.kernels.errors import ConfigError
+from interkd.pipeline.audio_library import torchaudio
+from interkd.pipeline.students.config import ConformerConfig
+from interkd.pipeline.students.features import frame_mask
+
+ConformerLayer = torchaudio.models.conformer.ConformerLayer
+
+
+class MaskedConformerLayer(ConformerLayer):  # type: ignore[misc]
+    """torchaudio's layer, except that padded frames enter the depthwise convolution as zeros.
+
+    Without this an utterance's last frames depend on how much padding its batch has.
+    """
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        """One layer.
+
+        Args:
+            x: `(B, T, D)`.
+            padding: True at padded frames, bool `(B, T)`.
+
+        Returns:
+            `(B, T, D)`.
+        """
+        x = x + 0.5 * self.ffn1(x)
+        query = self.self_attn_layer_norm(x).transpose(0, 1)
+        attended, _ = self.self_attn(
+            query, query, query, key_padding_mask=padding, need_weights=False
+        )
+        x = x + self.self_attn_dropout(attended.transpose(0, 1))
+        convolution = self.conv_module
+        hidden = convolution.layer_norm(x).transpose(1, 2)
+        hidden = convolution.sequential[:2](hidden).masked_fill(padding[:, None, :], 0.0)
+        x = x + convolution.sequential[2:](hidden).transpose(1, 2)
+        x = x + 0.5 * self.ffn2(x)
+        return cast(Tensor, self.final_layer_norm(x))
+
+
+class ConformerEncoder(nn.Module):
+    """A strided convolutional front end and Conformer layers (Gulati et al. 2020).
+
+    torchaudio's layer has no positional encoding: the convolutions carry position.
+    """
+
+    def __init__(self, config: ConformerConfig, feature_dim: int) -> None:
+        super().__init__()
+        if config.stride not in (1, 2, 4, 8):
+            raise ConfigError("student.conformer.stride", expected="1, 2, 4 or 8", got=config.stride)
+        width = config.subsampling_dim or config.dim
+        strides = [2] * (config.stride.bit_length() - 1)
+        strides = [1] * (2 - len(strides)) + strides
+        self.formula_steps = tuple((3, stride, 1) for stride in strides)
+        self.subsampling = nn.ModuleList(
+            nn.Conv1d(feature_dim if i == 0 else width, width, 3, stride=stride, padding=1)
+            for i, stride in enumerate(strides)
+        )
+        self.project = nn.Linear(width, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            MaskedConformerLayer(
+                config.dim,
+                config.feed_forward_dim,
+                config.attention_heads,
+                config.convolution_kernel,
+                dropout=config.dropout,
+            )
+            for _ in range(config.layers)
+        )
+        self.layer_dims = (config.dim,) * config.layers
+
+    def forward(self, features: Tensor, frame_lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The output of every layer.
+
+        Args:
+            features: `(B, F, T)`, zero in the padding.
+            frame_lengths: Valid feature frames, int64 `(B,)`.
+
+        Returns:
+            One `(B, T', D)` a layer, and the valid frames, int64 `(B,)`.
+        """
+        x = features
+        for convolution, (kernel, stride, padding) in zip(
+            self.subsampling, self.formula_steps, strict=True
+        ):
+            frame_lengths = (frame_lengths + 2 * padding - kernel) // stride + 1
+            x = nn.functional.silu(convolution(x))
+            x = x * frame_mask(frame_lengths, x.shape[2])[:, None, :]
+        x = self.dropout(self.project(x.transpose(1, 2)))
+        padding_mask = ~frame_mask(frame_lengths, x.shape[1])
+        # An utterance without a frame would attend to nothing, which is NaN.
+        padding_mask = padding_mask & (frame_lengths > 0)[:, None]
+        outputs = []
+        for layer in self.layers:
+            x = layer(x, padding_mask)
+            outputs.append(x)
+        return outputs, frame_lengths
+

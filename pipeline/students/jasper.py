@@ -1,0 +1,110 @@
+"""Jasper-Mini encoder: depthwise-separable 1-D convolutions in residual blocks."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from interkd.kernels.errors import ConfigError
+from interkd.pipeline.students.config import JasperConfig
+from interkd.pipeline.students.features import frame_mask
+
+
+class SeparableConvolution(nn.Module):
+    """Depthwise convolution over time, pointwise convolution over channels, batch norm."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel - 1) // 2
+        # A dilated kernel spans dilation * (kernel - 1) + 1 frames: that is its formula's kernel.
+        self.formula_step = (dilation * (kernel - 1) + 1, stride, padding)
+        self.depthwise = nn.Conv1d(
+            inputs,
+            inputs,
+            kernel,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=inputs,
+            bias=False,
+        )
+        self.pointwise = nn.Conv1d(inputs, outputs, 1, bias=False)
+        self.norm = nn.BatchNorm1d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, T)` to `(B, C', T')`, before the activation."""
+        normed: Tensor = self.norm(self.pointwise(self.depthwise(x)))
+        return normed
+
+
+class JasperEncoder(nn.Module):
+    """Stem, residual blocks, a dilated layer and a pointwise layer (Li et al. 2019, Jasper).
+
+    Layers are counted as the convolutions in order: 1 is the stem, the last is the pointwise one.
+    A block's residual goes through a 1x1 convolution with batch norm and is added before the last
+    activation of the block.
+    """
+
+    def __init__(self, config: JasperConfig, feature_dim: int) -> None:
+        super().__init__()
+        if len(config.block_channels) != len(config.block_kernels):
+            raise ConfigError(
+                "student.jasper.block_channels",
+                expected=f"one for each of the {len(config.block_kernels)} block_kernels",
+                got=len(config.block_channels),
+            )
+        if len(config.last_channels) != 2:
+            raise ConfigError(
+                "student.jasper.last_channels", expected="two widths", got=config.last_channels
+            )
+        stem = SeparableConvolution(
+            feature_dim, config.stem_channels, config.stem_kernel, stride=config.stride
+        )
+        layers, dims = [stem], [config.stem_channels]
+        self.block_ends: dict[int, int] = {}
+        self.residuals = nn.ModuleList()
+        width = config.stem_channels
+        for channels, kernel in zip(config.block_channels, config.block_kernels, strict=True):
+            self.residuals.append(
+                nn.Sequential(nn.Conv1d(width, channels, 1, bias=False), nn.BatchNorm1d(channels))
+            )
+            for _ in range(config.repeat):
+                layers.append(SeparableConvolution(width, channels, kernel))
+                dims.append(channels)
+                width = channels
+            self.block_ends[len(layers) - 1] = len(self.residuals) - 1
+        dilated, last = config.last_channels
+        layers.append(SeparableConvolution(width, dilated, config.dilated_kernel, dilation=2))
+        layers.append(SeparableConvolution(dilated, last, 1))
+        self.layers = nn.ModuleList(layers)
+        self.layer_dims = (*dims, dilated, last)
+        self.dropout = nn.Dropout(config.dropout)
+        self.formula_steps = (stem.formula_step,)
+
+    def forward(self, features: Tensor, frame_lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The output of every layer.
+
+        Args:
+            features: `(B, F, T)`, zero in the padding.
+            frame_lengths: Valid feature frames, int64 `(B,)`.
+
+        Returns:
+            One `(B, T', C)` a layer, and the valid frames, int64 `(B,)`.
+        """
+        kernel, stride, padding = self.formula_steps[0]
+        frame_lengths = (frame_lengths + 2 * padding - kernel) // stride + 1
+        x, block_input, mask = features, features, None
+        outputs = []
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            if index in self.block_ends:
+                x = x + self.residuals[self.block_ends[index]](block_input)
+            if mask is None:
+                mask = frame_mask(frame_lengths, x.shape[2])[:, None, :]
+            # Padding enters the next convolution as zeros, whatever the batch.
+            x = self.dropout(nn.functional.relu(x)) * mask
+            if index == 0 or index in self.block_ends:
+                block_input = x
+            outputs.append(x.transpose(1, 2))
+        return outputs, frame_lengths

@@ -1,0 +1,1 @@
+"""The Teacher protocol and its adapters, one a file."""

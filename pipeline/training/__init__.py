@@ -1,0 +1,1 @@
+"""Objective, optimisers, trainer, checkpoints."""

@@ -1,0 +1,229 @@
+"""Batches of utterances of similar length: a pure function of seed and epoch.
+
+The order of an epoch is computed whole, so a run resumes in the middle of it by recomputing and
+skipping, at no cost. (Lhotse's DynamicBucketingSampler resumes exactly too, but by replaying the
+epoch: 8.6 s at 100,000 utterances in batches of 60 s, against 0.1 s here.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from interkd.kernels.errors import CheckpointError, ConfigError
+from interkd.pipeline.corpus.manifest import Utterance
+
+
+class BatchSampler:
+    """Batches of indexes into the utterances, bucketed by length, the same in every process.
+
+    Utterances are sorted by length and cut into buckets of equal total length. An epoch shuffles
+    each bucket, fills batches from it up to `max_seconds` of padded audio, and shuffles the
+    batches. Every utterance occurs exactly once an epoch. With several ranks, all ranks have
+    equally many batches and those of one step are of similar length; a few batches are halved so
+    that the count divides (only a corpus of single-utterance batches repeats some instead).
+
+    Args:
+        utterances: All of one manifest.
+        max_seconds: Most seconds of a batch with its padding: longest utterance times count. A
+            longer utterance is a batch by itself, with a warning here.
+        buckets: How many buckets; more waste less padding, fewer shuffle better.
+        seed: Together with the epoch decides the order.
+        shuffle: False gives the same order every epoch, short utterances first.
+        rank: This process.
+        world_size: How many processes share the epoch.
+
+    Raises:
+        ConfigError: For a value out of range, or fewer utterances than ranks.
+    """
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        *,
+        max_seconds: float,
+        buckets: int,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        _check_range("max_seconds", max_seconds, max_seconds > 0, "above 0")
+        _check_range("buckets", buckets, buckets >= 1, "at least 1")
+        _check_range("seed", seed, seed >= 0, "at least 0")
+        _check_range("rank", rank, 0 <= rank < world_size, f"0 .. {world_size - 1}")
+        _check_range(
+            "world_size",
+            world_size,
+            world_size <= len(utterances),
+            f"at most one rank an utterance ({len(utterances)})",
+        )
+        self.max_seconds = max_seconds
+        self.seed = seed
+        self.epoch = 0
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self._samples = np.array([u.samples for u in utterances], dtype=np.int64)
+        self._max_samples = int(max_seconds * utterances[0].sample_rate)
+        self._buckets = _split_by_total(self._samples, buckets)
+        self._digest = hashlib.sha256(
+            "\n".join(f"{u.utt_id}\t{u.samples}" for u in utterances).encode()
+        ).hexdigest()
+        self._plan: tuple[int, list[list[int]]] | None = None
+        self._batches_done = 0
+        self._resumed = False
+        longer = int((self._samples > self._max_samples).sum())
+        if longer:
+            longest = utterances[int(self._samples.argmax())]
+            warnings.warn(
+                f"{longer} utterances are longer than max_seconds {max_seconds:g}, each a batch by "
+                f"itself; the longest, '{longest.utt_id}', has {longest.duration:.1f} s",
+                stacklevel=2,
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch to iterate; another one than the restored starts at its beginning."""
+        if epoch != self.epoch:
+            self._batches_done, self._resumed = 0, False
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches of this rank in the current epoch."""
+        return len(self._epoch_batches()) // self.world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if not self._resumed:
+            self._batches_done = 0
+        self._resumed = False
+        batches = self._epoch_batches()[self.rank :: self.world_size]
+        for batch in batches[self._batches_done :]:
+            self._batches_done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the epoch stands, the same on every rank, ready for JSON.
+
+        `batches_done` counts the batches handed out; a loop that fetches ahead replaces it by the
+        number it has trained on.
+        """
+        return {
+            "epoch": self.epoch,
+            "batches_done": self._batches_done,
+            **self._settings(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Makes the next iteration continue where the state was taken.
+
+        Raises:
+            CheckpointError: If the state is of other utterances, settings or number of ranks.
+        """
+        for name, value in self._settings().items():
+            if state.get(name) != value:
+                raise CheckpointError(
+                    f"cannot resume within an epoch: '{name}' differs",
+                    expected=value,
+                    got=state.get(name),
+                    remedy="resume with the settings and data of the checkpoint",
+                )
+        self.epoch = int(state["epoch"])
+        self._batches_done = int(state["batches_done"])
+        self._resumed = True
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "max_seconds": self.max_seconds,
+            "buckets": len(self._buckets),
+            "world_size": self.world_size,
+            "utterances": self._digest,
+        }
+
+    def _epoch_batches(self) -> list[list[int]]:
+        """All ranks' batches: batch `i` is step `i // world_size` of rank `i % world_size`."""
+        if self._plan is None or self._plan[0] != self.epoch:
+            self._plan = (self.epoch, self._make_plan())
+        return self._plan[1]
+
+    def _make_plan(self) -> list[list[int]]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        batches: list[list[int]] = []
+        for bucket in self._buckets:
+            order = random.permutation(bucket) if self.shuffle else bucket
+            batches += _fill(order, self._samples, self._max_samples)
+        while len(batches) % self.world_size:
+            _halve_largest(batches)
+        if self.shuffle:
+            steps = random.permutation(len(batches) // self.world_size)
+            span = range(self.world_size)
+            batches = [batches[step * self.world_size + rank] for step in steps for rank in span]
+        return batches
+
+
+def length_sorted_batches(utterances: Sequence[Utterance], max_seconds: float) -> list[list[int]]:
+    """Batches for inference: shortest utterances first, equal ones in their order.
+
+    Args:
+        utterances: May be empty.
+        max_seconds: Most seconds of a batch with its padding; a longer utterance is by itself.
+
+    Returns:
+        Indexes into the utterances, each exactly once.
+
+    Raises:
+        ConfigError: If `max_seconds` is not above 0.
+    """
+    _check_range("max_seconds", max_seconds, max_seconds > 0, "above 0")
+    samples = np.array([u.samples for u in utterances], dtype=np.int64)
+    limit = int(max_seconds * utterances[0].sample_rate) if utterances else 0
+    return _fill(np.argsort(samples, kind="stable"), samples, limit)
+
+
+def _check_range(name: str, value: object, is_right: bool, expected: str) -> None:
+    if not is_right:
+        raise ConfigError(name, expected=expected, got=value)
+
+
+def _split_by_total(samples: npt.NDArray[np.int64], parts: int) -> list[npt.NDArray[np.int64]]:
+    """Indexes sorted by length, in at most `parts` runs of about equal total length."""
+    order = np.argsort(samples, kind="stable")
+    middles = np.cumsum(samples[order]) - samples[order] / 2
+    targets = samples.sum() * np.arange(1, parts) / parts
+    runs = np.split(order, np.searchsorted(middles, targets))
+    return [run for run in runs if len(run)]
+
+
+def _fill(
+    order: npt.NDArray[np.int64], samples: npt.NDArray[np.int64], max_samples: int
+) -> list[list[int]]:
+    """Consecutive batches of `order`, each of at most `max_samples` with padding, or of one."""
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    longest = 0
+    for index, length in zip(order.tolist(), samples[order].tolist(), strict=True):
+        longest = max(longest, length)
+        if batch and longest * (len(batch) + 1) > max_samples:
+            batches.append(batch)
+            batch, longest = [], length
+        batch.append(index)
+    if batch:
+        batches.append(batch)
+    return batches
+
+
+def _halve_largest(batches: list[list[int]]) -> None:
+    """Makes one batch more, in place, beside the one it comes from."""
+    position = max(range(len(batches)), key=lambda i: len(batches[i]))
+    batch = batches[position]
+    middle = len(batch) // 2
+    # Batches of one cannot be halved: that one is heard twice this epoch.
+    batches[position : position + 1] = (
+        [batch[:middle], batch[middle:]] if middle else [batch, batch]
+    )

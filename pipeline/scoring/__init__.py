@@ -1,0 +1,1 @@
+"""Decoding, error rates, reports."""

@@ -110,11 +110,11 @@ def evaluate(
                 model,
                 tokenizer,
                 manifest,
-                torch.device(device),
-                max_seconds,
-                cache,
-                reporter,
-                warm_up,
+                device=torch.device(device),
+                max_seconds=max_seconds,
+                cache=cache,
+                reporter=reporter,
+                warm_up=warm_up,
             )
     finally:
         reporter.end()

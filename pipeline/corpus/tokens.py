@@ -142,8 +142,7 @@ class Tokenizer:
         for token in token_ids:
             if not 0 < token < len(self.tokens):
                 raise TokenError("token id", expected=f"1 .. {len(self.tokens) - 1}", got=token)
-        joined = "".join(self.tokens[token] for token in token_ids)
-        return " ".join(joined.replace(WORD_BOUNDARY, " ").split())
+        return spell(self.tokens, token_ids)
 
     def save(self, folder: Path) -> None:
         """Writes `tokens.txt`, and `tokenizer.model` for SentencePiece, into an existing folder."""
@@ -254,3 +253,9 @@ def _foreign(text: str, position: int) -> TokenError:
         "text outside the tokens",
         got=f"{character!r} (U+{ord(character):04X}) at position {position} of {text[:60]!r}",
     )
+
+
+def spell(tokens: Sequence[str], token_ids: Sequence[int]) -> str:
+    """The text of token ids over any tokens in which `▁` stands for the space between words."""
+    joined = "".join(tokens[token] for token in token_ids)
+    return " ".join(joined.replace(WORD_BOUNDARY, " ").split())

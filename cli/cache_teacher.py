@@ -1,0 +1,76 @@
+"""`interkd cache-teacher`: run a teacher once and store its posteriors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from interkd.cli.reporter import TerminalReporter
+from interkd.pipeline.cache_teacher import CacheTeacherConfig, CacheTeacherSummary, cache_teacher
+
+DEFAULTS = CacheTeacherConfig(teacher="", manifest=Path(), out=Path())
+
+
+@click.command("cache-teacher")
+@click.option(
+    "--teacher",
+    required=True,
+    metavar="SPEC",
+    help="interkd:CHECKPOINT | torchscript:FILE | torchaudio:BUNDLE_NAME | python:MODULE:FACTORY",
+)
+@click.option("--manifest", required=True, type=click.Path(path_type=Path), help="From prepare.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The store.")
+@click.option(
+    "--teacher-weights", type=click.Path(path_type=Path), help="State dict of a torchaudio bundle."
+)
+@click.option("--device", default=DEFAULTS.device, show_default=True, help="auto, cpu, cuda[:N].")
+@click.option(
+    "--precision",
+    default=DEFAULTS.precision,
+    show_default=True,
+    type=click.Choice(["float32", "bfloat16"]),
+)
+@click.option("--top-k", default=DEFAULTS.top_k, show_default=True, help="Most tokens of a frame.")
+@click.option(
+    "--mass", default=DEFAULTS.mass, show_default=True, help="Probability that is kept of a frame."
+)
+@click.option(
+    "--quantiser",
+    default=DEFAULTS.quantiser,
+    show_default=True,
+    type=click.Choice(["log8", "float16"]),
+)
+@click.option("--part-minutes", default=DEFAULTS.part_minutes, show_default=True)
+@click.option(
+    "--batch-seconds", default=DEFAULTS.batch_seconds, show_default=True, help="Padded audio."
+)
+@click.option("--decode-threads", type=int, help="One a core by default.")
+def cache_teacher_command(**options: object) -> None:
+    """Run a CTC teacher once over a corpus and store its frame posteriors.
+
+    Killed or interrupted, it is simply started again: parts that stand are skipped.
+    """
+    summary = cache_teacher(CacheTeacherConfig(**options), reporter=TerminalReporter())  # type: ignore[arg-type]
+    Console().print(_table(summary))
+
+
+def _table(summary: CacheTeacherSummary) -> Table:
+    table = Table(title=str(summary.store), show_header=False, title_justify="left")
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_row("hours", f"{summary.hours:.2f}")
+    table.add_row("parts (written now)", f"{summary.parts} ({summary.parts_written})")
+    table.add_row("frames", f"{summary.frames:,}")
+    table.add_row("entries a frame", f"{summary.entries_a_frame:.2f}")
+    table.add_row("bytes on disk", f"{summary.store_bytes:,}")
+    table.add_row("bytes a frame", f"{summary.bytes_a_frame:.2f}")
+    if summary.parts_written:
+        table.add_row("seconds", f"{summary.seconds:.1f}")
+        table.add_row("times real time", f"{summary.times_real_time:.0f}")
+    if summary.teacher_wer is not None:
+        table.add_row("teacher's greedy WER %", f"{summary.teacher_wer:.2f}")
+        table.add_row("teacher's greedy CER %", f"{summary.teacher_cer:.2f}")
+    return table

@@ -1,0 +1,27 @@
+"""The device that a name means, checked when it is asked for."""
+
+from __future__ import annotations
+
+import torch
+
+from interkd.kernels.errors import BackendError, ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: If it is not a device's name.
+        BackendError: If that device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError("unknown device", expected="auto, cpu, cuda, cuda:N", got=name) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError("unknown device", expected="auto, cpu, cuda, cuda:N", got=name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BackendError(f"no device {name} here", remedy="--device cpu runs without a GPU")
+    return device

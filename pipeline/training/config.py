@@ -1,0 +1,126 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from interkd.kernels.errors import ConfigError
+from interkd.pipeline.config import one_of
+from interkd.pipeline.students.config import StudentConfig
+from interkd.pipeline.training.recipes import ObjectiveConfig
+
+OPTIMISERS = ("adamw", "novograd")
+SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("float32", "bfloat16")
+STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on.
+
+    Attributes:
+        train_manifest: Written by `interkd prepare`.
+        dev_manifest: Decides which checkpoint is best.
+        tokenizer: Folder or tokens.txt; the folder of the training manifest when None.
+        batch_seconds: Padded audio in a batch: longest utterance times utterances.
+        buckets: Length classes from which batches are drawn.
+        audio_memory_gb: Host memory for decoded audio; what does not fit is decoded each epoch.
+        prefetch_batches: Batches decoded ahead.
+        decode_threads: Threads that decode audio.
+    """
+
+    train_manifest: Path
+    dev_manifest: Path
+    tokenizer: Path | None = None
+    batch_seconds: float = 320.0
+    buckets: int = 20
+    audio_memory_gb: float = 4.0
+    prefetch_batches: int = 4
+    decode_threads: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """Optimiser and learning-rate schedule.
+
+    Attributes:
+        name: `adamw` or `novograd`.
+        learning_rate: Peak.
+        schedule: How it falls after the warmup, over the epochs: `cosine`, `linear`, `constant`.
+        warmup_steps: Linear rise from 0.
+        grad_clip: Largest norm of the whole gradient; None for none.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    betas: tuple[float, ...] = (0.9, 0.98)
+    weight_decay: float = 1e-2
+    schedule: str = "cosine"
+    warmup_steps: int = 500
+    grad_clip: float | None = 5.0
+
+    def __post_init__(self) -> None:
+        one_of("optimiser.name", self.name, OPTIMISERS)
+        one_of("optimiser.schedule", self.schedule, SCHEDULES)
+        if len(self.betas) != 2:
+            raise ConfigError("optimiser.betas", expected="two numbers", got=list(self.betas))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecAugmentConfig:
+    """SpecAugment masks (Park et al. 2019); the paper's Inter-KD setting is none.
+
+    Attributes:
+        frequency_width: Largest width of a frequency mask, in bands.
+        time_width: Largest width of a time mask, in feature frames.
+        time_share: Largest share of an utterance under one time mask.
+    """
+
+    frequency_masks: int = 2
+    frequency_width: int = 27
+    time_masks: int = 5
+    time_width: int = 40
+    time_share: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run: `train-student` and `train-teacher` share it.
+
+    Attributes:
+        out: The run's folder.
+        store: Teacher cache; None for objectives without a teacher.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: Autocast type of the forward pass; the loss is float32 always.
+        max_minutes: Stops after so much training time, for comparisons at equal cost.
+        average_epochs: Averages the weights of so many last epochs at the end; 0 for none.
+        checkpoint_minutes: A checkpoint at least so often, besides one an epoch.
+        dev_every: Validates after every so many epochs, and after the last.
+        stop_signal: On this signal the run writes a checkpoint at the next step and exits with 3;
+            `--resume` goes on. NCCL catches SIGUSR1 in some set-ups, hence a setting.
+    """
+
+    data: DataConfig
+    out: Path
+    store: Path | None = None
+    student: StudentConfig = field(default_factory=StudentConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    spec_augment: SpecAugmentConfig | None = None
+    epochs: int = 50
+    seed: int = 1
+    device: str = "auto"
+    precision: str = "float32"
+    max_minutes: float | None = None
+    average_epochs: int = 0
+    checkpoint_minutes: float = 10.0
+    dev_every: int = 1
+    stop_signal: str = "SIGUSR2"
+
+    def __post_init__(self) -> None:
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("stop_signal", self.stop_signal, STOP_SIGNALS)
+        if self.epochs < 1:
+            raise ConfigError("epochs", expected="at least 1", got=self.epochs)

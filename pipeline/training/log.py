@@ -1,0 +1,84 @@
+"""The run's log: one JSON line a step and an epoch, and the same curves for tensorboard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from interkd.pipeline.files import write_text
+
+
+class RunLog:
+    """Buffers the steps' figures on the device and writes them together.
+
+    Reading a loss from the GPU waits for it; reading it once in a while does not slow training.
+
+    Args:
+        run: The run's folder; the log is `log.jsonl` in it.
+        head_names: Heads, the final one last.
+        step: Entries after this step are dropped: they will be made again.
+    """
+
+    def __init__(self, run: Path, head_names: Sequence[str], *, step: int) -> None:
+        self.path = run / "log.jsonl"
+        self.head_names = head_names
+        kept = []
+        if self.path.exists() and step > 0:
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:  # the line that a kill cut short
+                    continue
+                if row["step"] <= step:
+                    kept.append(line)
+        write_text(self.path, "".join(line + "\n" for line in kept))
+        self.file = self.path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self.pending: list[tuple[dict[str, Any], Tensor]] = []
+
+    def step(self, row: dict[str, Any], figures: Tensor) -> None:
+        """Keeps a step: `figures` is `[loss, gradient norm, dropped, ctc a head, distill a head]`."""
+        self.pending.append((row, figures))
+
+    def flush(self) -> float | None:
+        """Writes the pending steps and returns the last loss."""
+        if not self.pending:
+            return None
+        heads = len(self.head_names)
+        table = torch.stack([figures for _, figures in self.pending]).tolist()
+        for (row, _), values in zip(self.pending, table, strict=True):
+            loss, gradient_norm, dropped, *terms = values
+            figures = {
+                "loss": loss,
+                "gradient_norm": gradient_norm,
+                "impossible": int(dropped),
+                "ctc": dict(zip(self.head_names, terms[:heads], strict=True)),
+                "distill": dict(zip(self.head_names, terms[heads:], strict=True)),
+            }
+            self.file.write(json.dumps({**row, **figures}) + "\n")
+            self.board.add_scalar("train/loss", loss, row["step"])
+            self.board.add_scalar("train/learning_rate", row["learning_rate"], row["step"])
+            self.board.add_scalar("train/gradient_norm", gradient_norm, row["step"])
+        self.file.flush()
+        self.pending.clear()
+        return float(table[-1][0])
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Writes an epoch's results."""
+        self.flush()
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for head, wer in row.get("dev_wer", {}).items():
+            self.board.add_scalar(f"dev_wer/{head}", wer, row["step"])
+
+    def close(self) -> None:
+        """Writes what is pending and closes the files."""
+        self.flush()
+        self.file.close()
+        self.board.close()

@@ -1,0 +1,141 @@
+"""Named recipes: settings of one objective, never code of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interkd.kernels.errors import ConfigError
+from interkd.kernels.selection import FrameSelection
+from interkd.pipeline.config import one_of
+
+NORMALISATIONS = ("utterance", "frame", "token")
+DIVERGENCES = ("kl", "l2")
+TAILS = ("bucket", "uniform", "renormalise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Weights of the four kinds of term, and the divergence.
+
+    Attributes:
+        final_ctc: Weight of the final head's CTC loss.
+        inter_ctc: Weight of each intermediate head's CTC loss, or with `inter_ctc_shared` of all
+            of them together.
+        final_distill: Weight (lambda) of the final head's divergence from the teacher.
+        inter_distill: Weight (lambda) of each intermediate head's divergence.
+        divergence: `l2` or `kl`.
+        source: Where it was published.
+    """
+
+    final_ctc: float = 1.0
+    inter_ctc: float = 0.0
+    inter_ctc_shared: bool = False
+    final_distill: float = 0.0
+    inter_distill: float = 0.0
+    divergence: str = "l2"
+    source: str
+
+
+RECIPES = {
+    "ctc": Recipe(source="Graves et al. 2006"),
+    "inter-ctc": Recipe(
+        final_ctc=0.7, inter_ctc=0.3, inter_ctc_shared=True, source="Lee & Watanabe 2021"
+    ),
+    "skd": Recipe(final_distill=0.25, source="Yoon et al. 2020 (TutorNet)"),
+    "kl": Recipe(final_distill=0.25, divergence="kl", source="Hinton et al. 2015"),
+    "inter-kd": Recipe(
+        inter_ctc=1.0, final_distill=0.25, inter_distill=0.25, source="Yoon et al. 2022 (Inter-KD)"
+    ),
+    "inter-kd-kl": Recipe(
+        inter_ctc=1.0,
+        final_distill=0.25,
+        inter_distill=0.25,
+        divergence="kl",
+        source="Inter-KD with the Kullback-Leibler divergence",
+    ),
+    "kd-only": Recipe(
+        final_ctc=0.0,
+        final_distill=1.0,
+        inter_distill=1.0,
+        divergence="kl",
+        source="arXiv 2506.01503: no transcripts",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """A recipe and what departs from it; None takes the recipe's value.
+
+    Attributes:
+        recipe: A name of `RECIPES`.
+        final_ctc_weight: See `Recipe.final_ctc`.
+        inter_ctc_weight: Weight of EACH intermediate head's CTC loss.
+        distill_weight: Lambda of every head that the recipe distils.
+        divergence: `kl` or `l2`.
+        tail: What stands for the teacher's mass that the cache does not hold, on both sides:
+            `bucket`, `uniform` or `renormalise` (docs/maths.md).
+        frames: Frames on which the student follows the teacher: `all`, `non-blank`,
+            `symmetric(N)`.
+        temperature: Softens both sides of the divergence.
+        normalisation: `utterance` (sum over frames, mean over utterances), `frame` (all sums by
+            the batch's frames) or `token` (all sums by the batch's target tokens). It moves the
+            error rate more than most methods do, so it is printed with every result.
+    """
+
+    recipe: str = "inter-kd"
+    final_ctc_weight: float | None = None
+    inter_ctc_weight: float | None = None
+    distill_weight: float | None = None
+    divergence: str | None = None
+    tail: str = "bucket"
+    frames: str = "all"
+    temperature: float = 1.0
+    normalisation: str = "utterance"
+
+    def __post_init__(self) -> None:
+        one_of("objective.recipe", self.recipe, RECIPES)
+        one_of("objective.tail", self.tail, TAILS)
+        one_of("objective.normalisation", self.normalisation, NORMALISATIONS)
+        if self.divergence is not None:
+            one_of("objective.divergence", self.divergence, DIVERGENCES)
+        if self.temperature <= 0:
+            raise ConfigError("objective.temperature", expected="above 0", got=self.temperature)
+        FrameSelection.parse(self.frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadWeights:
+    """What an objective asks of one head."""
+
+    ctc: float
+    distill: float
+
+
+def head_weights(config: ObjectiveConfig, intermediate_heads: int) -> tuple[HeadWeights, ...]:
+    """The weights of every head, the final head last."""
+    recipe = RECIPES[config.recipe]
+    inter_ctc = recipe.inter_ctc
+    if recipe.inter_ctc_shared and intermediate_heads:
+        inter_ctc = recipe.inter_ctc / intermediate_heads
+    if config.inter_ctc_weight is not None:
+        inter_ctc = config.inter_ctc_weight
+    final_ctc = recipe.final_ctc if config.final_ctc_weight is None else config.final_ctc_weight
+
+    def distill(weight: float) -> float:
+        return config.distill_weight if config.distill_weight is not None and weight else weight
+
+    inter = HeadWeights(ctc=inter_ctc, distill=distill(recipe.inter_distill))
+    final = HeadWeights(ctc=final_ctc, distill=distill(recipe.final_distill))
+    return (inter,) * intermediate_heads + (final,)
+
+
+def uses_intermediate_heads(config: ObjectiveConfig) -> bool:
+    """Whether any intermediate head would learn anything."""
+    inter = head_weights(config, 1)[0]
+    return inter.ctc > 0 or inter.distill > 0
+
+
+def uses_teacher(config: ObjectiveConfig) -> bool:
+    """Whether the objective reads a teacher cache."""
+    return any(weights.distill > 0 for weights in head_weights(config, 1))

@@ -1,0 +1,434 @@
+"""The training loop: plain PyTorch, resumable to the step, the same for students and teachers."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from interkd.kernels.errors import CheckpointError, ConfigError
+from interkd.pipeline.audio_library import torchaudio
+from interkd.pipeline.cache.fingerprint import require_student_fits
+from interkd.pipeline.cache.reader import TeacherStore
+from interkd.pipeline.config import as_plain
+from interkd.pipeline.corpus.audio import AudioCache
+from interkd.pipeline.corpus.batches import BatchSampler
+from interkd.pipeline.corpus.manifest import Manifest, read_manifest
+from interkd.pipeline.corpus.tokens import Tokenizer
+from interkd.pipeline.devices import resolve_device
+from interkd.pipeline.files import write_text
+from interkd.pipeline.progress import Reporter
+from interkd.pipeline.scoring.score import evaluate
+from interkd.pipeline.students.checkpoint import load_weights, save_student
+from interkd.pipeline.students.model import Student
+from interkd.pipeline.training.averaging import average_weights
+from interkd.pipeline.training.checkpoint import (
+    CheckpointFolder,
+    load_trainer_state,
+    save_trainer_state,
+)
+from interkd.pipeline.training.config import SpecAugmentConfig, TrainConfig
+from interkd.pipeline.training.data import Batch, BatchLoader
+from interkd.pipeline.training.log import RunLog
+from interkd.pipeline.training.objective import Objective
+from interkd.pipeline.training.optimisers import learning_rate, make_optimiser
+from interkd.pipeline.training.recipes import uses_intermediate_heads, uses_teacher
+
+LOG_EVERY = 20
+
+
+@dataclass
+class Position:
+    """Where a run stands; everything in it goes into each checkpoint.
+
+    Attributes:
+        epoch: Epochs finished.
+        batch: Batches of the current epoch that are done.
+        step: Optimiser steps taken.
+        seconds: Training time so far, over all starts, validation excluded.
+        best_wer: Lowest WER of the final head on dev, in percent.
+        best: Name of the checkpoint that reached it.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best_wer: float | None = None
+    best: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        run: Its folder.
+        finished: False if a stop signal or the time limit ended it: `resume` goes on.
+        steps: Optimiser steps taken.
+        seconds: Training time over all starts, validation excluded.
+        best_wer: Lowest WER of the final head on dev, in percent.
+        weights: Weights of the student, intermediate heads included.
+    """
+
+    run: Path
+    finished: bool
+    steps: int
+    seconds: float
+    best_wer: float | None
+    weights: int
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, reporter: Reporter | None = None
+) -> TrainResult:
+    """Trains a student, or a teacher with the plain `ctc` recipe.
+
+    Args:
+        config: Settings; they are written to the run's folder.
+        resume: Goes on from the run's last checkpoint, exactly.
+        reporter: Hears of the progress.
+
+    Returns:
+        How it ended; the checkpoints are in `config.out`.
+
+    Raises:
+        InterkdError: If corpus, store, settings or checkpoint do not fit; nothing is trained then.
+    """
+    trainer = Trainer(config, resume=resume, reporter=reporter or Reporter())
+    try:
+        return trainer.run()
+    finally:
+        trainer.close()
+
+
+def spec_augment(config: SpecAugmentConfig | None) -> nn.Module:
+    """The SpecAugment masks asked for, or nothing."""
+    if config is None:
+        return nn.Identity()
+    masks: nn.Module = torchaudio.transforms.SpecAugment(
+        n_time_masks=config.time_masks,
+        time_mask_param=config.time_width,
+        n_freq_masks=config.frequency_masks,
+        freq_mask_param=config.frequency_width,
+        p=config.time_share,
+        zero_masking=True,
+    )
+    return masks
+
+
+class Trainer:
+    """One run: built whole and checked before the first step."""
+
+    def __init__(self, config: TrainConfig, *, resume: bool, reporter: Reporter) -> None:
+        if not uses_intermediate_heads(config.objective):
+            # Heads that learn nothing would only cost time and memory.
+            config = replace(config, student=replace(config.student, head_layers=()))
+        self.config = config
+        self.reporter = reporter
+        self.device = resolve_device(config.device)
+        self.checkpoints = CheckpointFolder(config.out)
+        self.train_manifest, self.dev_manifest, self.tokenizer = self._read_corpus()
+        torch.manual_seed(config.seed)
+        self.model = Student(config.student, self.tokenizer.vocab_size)
+        self.model.augment = spec_augment(config.spec_augment)
+        store = self._open_store()
+        self.objective = Objective(
+            config.objective, self.model.head_names, self.tokenizer.blank_index
+        )
+        self.audio = AudioCache(int(config.data.audio_memory_gb * 2**30))
+        self.loader = BatchLoader(
+            self.train_manifest,
+            self.tokenizer,
+            self.audio,
+            self.model.frame_formula,
+            store=store,
+            prefetch_batches=config.data.prefetch_batches,
+            threads=config.data.decode_threads,
+            pin=self.device.type == "cuda",
+        )
+        self.sampler = BatchSampler(
+            self.train_manifest.utterances,
+            max_seconds=config.data.batch_seconds,
+            buckets=config.data.buckets,
+            seed=config.seed,
+            shuffle=True,
+        )
+        self.model.to(self.device)
+        self.optimiser = make_optimiser(self.model, config.optimiser)
+        self.position = Position()
+        self._open_run(resume)
+        self.log = RunLog(config.out, self.model.head_names, step=self.position.step)
+        self.stop_asked = False
+        self.saved_at = time.monotonic()
+
+    def _read_corpus(self) -> tuple[Manifest, Manifest, Tokenizer]:
+        data = self.config.data
+        manifests = [read_manifest(path) for path in (data.train_manifest, data.dev_manifest)]
+        rate = self.config.student.features.sample_rate
+        for manifest in manifests:
+            if manifest.sample_rate != rate:
+                raise ConfigError(
+                    f"sample rate of {manifest.path}",
+                    expected=f"{rate} (student.features.sample_rate)",
+                    got=manifest.sample_rate,
+                )
+        tokenizer = Tokenizer.load(data.tokenizer or data.train_manifest.parent)
+        return manifests[0], manifests[1], tokenizer
+
+    def _open_store(self) -> TeacherStore | None:
+        config = self.config
+        if not uses_teacher(config.objective):
+            return None
+        if config.store is None:
+            raise ConfigError(
+                f"recipe '{config.objective.recipe}' learns from a teacher",
+                expected="a teacher cache (--store)",
+            )
+        store = TeacherStore.open(config.store)
+        require_student_fits(
+            store.fingerprint,
+            tokens=self.tokenizer.tokens,
+            blank_index=self.tokenizer.blank_index,
+            sample_rate=config.student.features.sample_rate,
+            frame_shift_samples=self.model.frame_formula.shift_samples,
+        )
+        return store
+
+    def _open_run(self, resume: bool) -> None:
+        """A new run's folder, or the state of the one that is resumed."""
+        settings = {
+            key: value
+            for key, value in as_plain(self.config).items()
+            if key not in ("out", "device", "max_minutes")  # may change between two starts
+        }
+        settings["corpus"] = [self.train_manifest.digest, self.dev_manifest.digest]
+        settings["tokens"] = self.tokenizer.digest
+        path = self.config.out / "config.yaml"
+        last = self.checkpoints.pointed("last")
+        if resume:
+            if path.exists():
+                self._require_same_settings(settings, yaml.safe_load(path.read_text("utf-8")))
+            if last is None:
+                if path.exists():  # killed before the first checkpoint: start again
+                    return
+                raise CheckpointError(f"no run to resume at {self.config.out}")
+            folder = self.checkpoints.root / last
+            load_weights(self.model, folder / "model.safetensors")
+            state = load_trainer_state(folder, self.optimiser, self.device)
+            self.position = Position(**state["position"])
+            return
+        if path.exists():
+            raise CheckpointError(
+                f"{self.config.out} holds a run already",
+                remedy="--resume goes on with it; another --out starts anew",
+            )
+        try:
+            self.config.out.mkdir(parents=True, exist_ok=True)
+            write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.config.out}", got=error.strerror) from error
+
+    def _require_same_settings(self, now: Any, then: Any, where: str = "") -> None:
+        if isinstance(now, dict) and isinstance(then, dict):
+            for key in now.keys() | then.keys():
+                self._require_same_settings(now.get(key), then.get(key), f"{where}.{key}".strip("."))
+        elif now != then:
+            raise ConfigError(
+                f"the run was started with another '{where}'",
+                expected=then,
+                got=now,
+                remedy="resume with the settings it was started with, or start a run of its own",
+            )
+
+    def run(self) -> TrainResult:
+        """Trains to the end, the time limit or a stop signal."""
+        previous = self._catch_stop_signal()
+        try:
+            finished = self._run_epochs()
+        finally:
+            if previous is not None:
+                signal.signal(getattr(signal, self.config.stop_signal), previous)
+        return TrainResult(
+            run=self.config.out,
+            finished=finished,
+            steps=self.position.step,
+            seconds=self.position.seconds,
+            best_wer=self.position.best_wer,
+            weights=sum(weight.numel() for weight in self.model.parameters()),
+        )
+
+    def _catch_stop_signal(self) -> Any:
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.stop_asked = True
+
+        try:
+            return signal.signal(getattr(signal, self.config.stop_signal), ask)
+        except ValueError:  # not the main thread: nobody can signal this run
+            return None
+
+    def _run_epochs(self) -> bool:
+        config, position = self.config, self.position
+        while position.epoch < config.epochs:
+            if not self._train_epoch():
+                return False
+            position.epoch, position.batch = position.epoch + 1, 0
+            out_of_time = self._out_of_time()
+            last = position.epoch == config.epochs or out_of_time
+            averaged = config.average_epochs and position.epoch > config.epochs - config.average_epochs
+            if last or position.epoch % config.dev_every == 0 or averaged:
+                self._validate(f"epoch-{position.epoch:04d}")
+            if out_of_time:
+                break
+        if config.average_epochs:
+            self._average()
+        return True
+
+    def _train_epoch(self) -> bool:
+        """One epoch, or the rest of it; False if it was stopped."""
+        config, position = self.config, self.position
+        self.sampler.set_epoch(position.epoch)
+        plan = list(self.sampler)
+        if position.batch > len(plan):
+            raise CheckpointError("the checkpoint is past the epoch's end", got=position.batch)
+        title = f"epoch {position.epoch + 1}/{config.epochs}"
+        self.reporter.begin(title, len(plan), done=position.batch)
+        self.model.train()
+        started = time.monotonic()
+        before = position.seconds
+        for batch in self.loader.batches(plan[position.batch :]):
+            progress = (position.epoch + position.batch / len(plan)) / config.epochs
+            if config.max_minutes is not None:
+                progress = max(progress, position.seconds / (60 * config.max_minutes))
+            self._step(batch.to(self.device), progress)
+            position.batch += 1
+            position.seconds = before + time.monotonic() - started
+            figures = ""
+            if position.step % LOG_EVERY == 0 and (loss := self.log.flush()) is not None:
+                figures = f"loss {loss:.2f}"
+            self.reporter.advance(1, figures)
+            if self.stop_asked or self._checkpoint_due():
+                self._save_last()
+            if self.stop_asked:
+                self.reporter.end()
+                self.reporter.message(f"stopped by {config.stop_signal} at step {position.step}")
+                return False
+            if self._out_of_time():
+                break
+        self.reporter.end()
+        return True
+
+    def _step(self, batch: Batch, progress: float) -> None:
+        config, position = self.config, self.position
+        rate = learning_rate(config.optimiser, position.step, progress)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"
+        ):
+            output = self.model(batch.waveforms, batch.sample_lengths)
+        terms = self.objective(
+            output, batch.targets, batch.target_lengths, batch.teacher, batch.compared_lengths
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        norm: Tensor = nn.utils.clip_grad_norm_(
+            self.model.parameters(), config.optimiser.grad_clip or float("inf")
+        )
+        self.optimiser.step()
+        position.step += 1
+        row = {"step": position.step, "epoch": position.epoch, "learning_rate": rate}
+        head = torch.stack([terms.total.detach(), norm.detach(), terms.impossible.to(norm.dtype)])
+        self.log.step(row, torch.cat([head, terms.ctc, terms.distill]))
+
+    def _out_of_time(self) -> bool:
+        limit = self.config.max_minutes
+        return limit is not None and self.position.seconds >= 60 * limit
+
+    def _checkpoint_due(self) -> bool:
+        return time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
+
+    def _validate(self, name: str) -> None:
+        """Scores dev with every head and writes the epoch's checkpoint."""
+        position = self.position
+        results = evaluate(
+            self.model,
+            self.tokenizer,
+            self.dev_manifest,
+            device=self.device,
+            max_seconds=self.config.data.batch_seconds,
+            audio_cache=self.audio,
+        )
+        wer = {head.name: head.word_total.rate for head in results.heads}
+        cer = {head.name: head.character_total.rate for head in results.heads}
+        self.log.epoch(
+            {
+                "step": position.step,
+                "epochs_done": position.epoch,
+                "seconds": round(position.seconds, 2),
+                "dev_wer": wer,
+                "dev_cer": cer,
+            }
+        )
+        figures = ", ".join(f"{head} {rate:.2f}" for head, rate in wer.items())
+        self.reporter.message(
+            f"epoch {position.epoch}, step {position.step}, {position.seconds:.0f} s: "
+            f"dev WER % {figures}"
+        )
+        better = position.best_wer is None or wer["final"] < position.best_wer
+        if better:
+            position.best_wer, position.best = wer["final"], name
+        self._save(name, {"dev_wer": wer, "dev_cer": cer})
+        if better:
+            self.checkpoints.point("best", name, {"dev_wer": wer})
+        self._save_last(name)
+
+    def _save_last(self, name: str | None = None) -> None:
+        """Points `last` at a checkpoint of this very step, writing one if none is named."""
+        if name is None:
+            self.log.flush()
+            name = f"step-{self.position.step:08d}"
+            self._save(name, {})
+        self.checkpoints.point("last", name, {"step": self.position.step})
+        keep = {name, self.position.best or name}
+        keep.update(self._epochs_to_average())
+        self.checkpoints.prune(keep)
+        self.saved_at = time.monotonic()
+
+    def _save(self, name: str, metrics: dict[str, Any]) -> None:
+        folder = self.checkpoints.begin(name)
+        facts = {"objective": as_plain(self.config.objective), "step": self.position.step, **metrics}
+        save_student(folder, self.model, self.config.student, self.tokenizer, facts)
+        state = {"position": vars(self.position)}
+        save_trainer_state(folder, self.optimiser, self.device, state)
+        self.checkpoints.publish(folder, name)
+
+    def _epochs_to_average(self) -> list[str]:
+        first = self.position.epoch - self.config.average_epochs + 1
+        return [f"epoch-{epoch:04d}" for epoch in range(max(1, first), self.position.epoch + 1)]
+
+    def _average(self) -> None:
+        """Averages the last epochs' weights and scores them as one more candidate for best."""
+        names: Sequence[str] = [
+            name
+            for name in self._epochs_to_average()
+            if (self.checkpoints.root / name / "model.safetensors").exists()
+        ]
+        average_weights(
+            self.model, [self.checkpoints.root / name / "model.safetensors" for name in names]
+        )
+        self.reporter.message(f"average of {len(names)} epochs")
+        self._validate("average")
+
+    def close(self) -> None:
+        """Closes the log."""
+        self.reporter.end()
+        self.log.close()

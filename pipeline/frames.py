@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from interkd.kernels.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class FrameFormula:
@@ -18,6 +20,31 @@ class FrameFormula:
     """
 
     steps: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> FrameFormula:
+        """The formula that `str` writes, such as `1,320,0` or `400,160,200/3,2,1`.
+
+        Raises:
+            ConfigError: For a step without three whole numbers, or a kernel or stride below 1 or a
+                padding below 0.
+        """
+        steps = []
+        for step in text.split("/"):
+            values = step.split(",")
+            if len(values) != 3 or not all(v.isascii() and v.isdecimal() for v in values):
+                raise ConfigError(
+                    f"frame formula '{text}'",
+                    expected="kernel,stride,padding of each stage, joined by '/'",
+                    got=repr(step),
+                )
+            kernel, stride, padding = (int(value) for value in values)
+            if kernel < 1 or stride < 1:
+                raise ConfigError(
+                    f"frame formula '{text}'", expected="kernel and stride above 0", got=repr(step)
+                )
+            steps.append((kernel, stride, padding))
+        return cls(tuple(steps))
 
     def count(self, samples: int) -> int:
         """Frames of an utterance of `samples` samples; never below 0."""

@@ -1,0 +1,1 @@
+"""The teacher cache: format, codec, writer, reader, verification."""

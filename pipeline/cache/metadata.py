@@ -1,0 +1,133 @@
+"""The store's zarr.json: fingerprint, plan and summary as the attributes of a Zarr v3 group."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from interkd.kernels.errors import CorruptStoreError, FingerprintError, StoreError
+from interkd.pipeline.cache.files import write_text
+from interkd.pipeline.cache.fingerprint import Fingerprint, canonical_json
+from interkd.pipeline.cache.format import FORMAT_NAME, FORMAT_VERSION, METADATA_FILE, part_name
+from interkd.pipeline.cache.groups import read_attributes
+
+REBUILD = "write the cache again with cache-teacher, into another folder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreMetadata:
+    """What the root of a store says.
+
+    Attributes:
+        fingerprint: What the store was made with.
+        plan_digest: Digest of the plan of its parts.
+        part_count: Parts planned.
+        utterance_count: Utterances planned.
+        summary: What stage one measured, JSON values; None until the store is finished.
+    """
+
+    fingerprint: Fingerprint
+    plan_digest: str
+    part_count: int
+    utterance_count: int
+    summary: dict[str, Any] | None = None
+
+    def part_attributes(self, index: int) -> dict[str, Any]:
+        """Attributes of a part's group: they tie the part to this store and to its place."""
+        return {"part": index, **self.index_attributes()}
+
+    def index_attributes(self) -> dict[str, Any]:
+        """Attributes of the index's group."""
+        return {"fingerprint": self.fingerprint.digest, "plan": self.plan_digest}
+
+    def missing_parts(self, root: Path) -> list[int]:
+        """Planned parts whose folder does not stand."""
+        return [i for i in range(self.part_count) if not (root / part_name(i)).is_dir()]
+
+
+def write_metadata(root: Path, metadata: StoreMetadata, *, replace: bool) -> None:
+    """Writes the root's zarr.json at once; without `replace` one that stands there stays.
+
+    Raises:
+        StoreError: For a summary that JSON cannot hold.
+    """
+    attributes: dict[str, Any] = {
+        "format": FORMAT_NAME,
+        "fingerprint": metadata.fingerprint.to_dict(),
+        "plan": {
+            "digest": metadata.plan_digest,
+            "parts": metadata.part_count,
+            "utterances": metadata.utterance_count,
+        },
+        "summary": metadata.summary,
+    }
+    try:
+        attributes["checksum"] = xxhash.xxh3_64_hexdigest(canonical_json(attributes))
+    except (TypeError, ValueError) as error:
+        raise StoreError("summary of the store", expected="JSON values", got=str(error)) from error
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    write_text(root / METADATA_FILE, json.dumps(group, indent=1) + "\n", replace=replace)
+
+
+def read_metadata(root: Path) -> StoreMetadata:
+    """Reads and checks the root's zarr.json.
+
+    Raises:
+        StoreError: If nothing, no folder or no teacher cache stands at `root`, or one of a version
+            that this release does not read.
+        CorruptStoreError: If zarr.json is truncated or is not what was written.
+    """
+    if not root.exists():
+        raise StoreError(f"no teacher cache at {root}", remedy="make one with cache-teacher")
+    if not root.is_dir():
+        raise StoreError(f"{root} is not a folder", expected="the folder of a teacher cache")
+    if not (root / METADATA_FILE).exists():
+        raise StoreError(
+            f"{root} holds no teacher cache", expected=f"a file {METADATA_FILE}", got="none"
+        )
+    try:
+        attributes = read_attributes(root, where=str(root))
+    except CorruptStoreError as error:  # the remedy of a part is not that of the root
+        raise CorruptStoreError(error.what, got=error.got, remedy=REBUILD) from error
+    if attributes.get("format") != FORMAT_NAME:
+        raise StoreError(
+            f"{root} is a Zarr group but no teacher cache",
+            expected=f"format {FORMAT_NAME}",
+            got=attributes.get("format", "none"),
+        )
+    damaged = f"{root / METADATA_FILE} is not what was written"
+    fingerprint = attributes.get("fingerprint")
+    if not isinstance(fingerprint, dict) or "format_version" not in fingerprint:
+        raise CorruptStoreError(damaged, expected="a fingerprint", got="none", remedy=REBUILD)
+    if fingerprint["format_version"] != FORMAT_VERSION:
+        raise StoreError(
+            f"format version of {root}",
+            expected=FORMAT_VERSION,
+            got=fingerprint["format_version"],
+            remedy="read it with the interkd release that wrote it, or write the cache again",
+        )
+    checksum = attributes.pop("checksum", None)
+    try:
+        computed = xxhash.xxh3_64_hexdigest(canonical_json(attributes))
+    except ValueError as error:  # a number that grew into infinity
+        raise CorruptStoreError(damaged, got=str(error), remedy=REBUILD) from error
+    if checksum != computed:
+        raise CorruptStoreError(
+            damaged, expected=f"checksum {computed}", got=checksum, remedy=REBUILD
+        )
+    try:
+        return StoreMetadata(
+            fingerprint=Fingerprint.from_dict(fingerprint),
+            plan_digest=attributes["plan"]["digest"],
+            part_count=attributes["plan"]["parts"],
+            utterance_count=attributes["plan"]["utterances"],
+            summary=attributes["summary"],
+        )
+    except FingerprintError as error:
+        raise FingerprintError(f"{root}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise CorruptStoreError(damaged, got=f"no {error}", remedy=REBUILD) from error

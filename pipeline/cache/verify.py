@@ -1,0 +1,102 @@
+"""Verification: every digest and every rule of the format, all problems in one report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from interkd.kernels.errors import CorruptStoreError
+from interkd.pipeline.cache.format import INDEX_NAME, METADATA_FILE, part_name
+from interkd.pipeline.cache.index import StoreIndex, read_index
+from interkd.pipeline.cache.metadata import StoreMetadata, read_metadata
+from interkd.pipeline.cache.part import Problem
+from interkd.pipeline.cache.part_io import load_part
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartReport:
+    """What `verify_part` found: counts are 0 where the part cannot be read."""
+
+    utterances: int = 0
+    frames: int = 0
+    entries: int = 0
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What was gone through, and everything that is wrong with it."""
+
+    path: Path
+    parts: int
+    utterances: int
+    frames: int
+    entries: int
+    problems: tuple[Problem, ...]
+
+
+def verify(path: Path | str, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Checks a store from the first byte to the last; it need not be finished.
+
+    Args:
+        path: The store.
+        progress: Called with the parts done and the parts in all, after each part.
+
+    Returns:
+        A report; its problems name part, column and utterance where they can be told.
+
+    Raises:
+        StoreError: If there is no store, or its zarr.json cannot be read: nothing else can be
+            judged then.
+    """
+    root = Path(path)
+    metadata = read_metadata(root)
+    problems: list[Problem] = []
+    index = None
+    if metadata.summary is None:
+        problems.append(Problem(where=METADATA_FILE, what="no summary: the store is not finished"))
+    try:
+        index = read_index(root, metadata)
+    except CorruptStoreError as error:
+        what = str(error).removeprefix(f"{root} {INDEX_NAME}").strip(": ,")
+        problems.append(Problem(where=INDEX_NAME, what=what))
+    reports = []
+    for part in range(metadata.part_count):
+        reports.append(verify_part(root, part, metadata, index))
+        if progress is not None:
+            progress(part + 1, metadata.part_count)
+    return VerifyReport(
+        path=root,
+        parts=metadata.part_count,
+        utterances=sum(report.utterances for report in reports),
+        frames=sum(report.frames for report in reports),
+        entries=sum(report.entries for report in reports),
+        problems=(*problems, *(problem for report in reports for problem in report.problems)),
+    )
+
+
+def verify_part(
+    root: Path, part_index: int, metadata: StoreMetadata, index: StoreIndex | None
+) -> PartReport:
+    """Checks one part: its bytes, digests, the format's rules, and the index, if it can be read."""
+    where = part_name(part_index)
+    if not (root / where).is_dir():
+        return PartReport(problems=(Problem(where=where, what="the part is missing"),))
+    problems: list[Problem] = []
+    part = load_part(root / where, part_index, metadata, where=where, problems=problems)
+    if part is None:
+        return PartReport(problems=tuple(problems))
+    shape_problems = list(part.shape_problems(where, metadata.fingerprint.vocab_size))
+    problems += shape_problems
+    if not shape_problems:
+        problems += part.digest_problems(where)
+        problems += part.frame_problems(where, metadata.fingerprint)
+    if index is not None:
+        problems += index.problems(part_index, part, where)
+    return PartReport(
+        utterances=len(part.utt_ids),
+        frames=len(part.entries_per_frame),
+        entries=len(part.tokens),
+        problems=tuple(problems),
+    )

@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from interkd.kernels.errors import CorruptStoreError, FingerprintError, StoreError
+from interkd.pipeline.cache import part_io, writer
+from interkd.pipeline.cache.files import publish_folder, temporary_path
+from interkd.pipeline.cache.fingerprint import Fingerprint
+from interkd.pipeline.cache.reader import TeacherStore
+from interkd.pipeline.cache.verify import verify
+from interkd.pipeline.cache.writer import EncodedUtterance, PartPlan, StoreWriter
+
+if TYPE_CHECKING:
+    from tests.pipeline.cache.conftest import StoreMaker
+
+
+@pytest.fixture
+def fingerprint(maker: StoreMaker) -> Fingerprint:
+    return maker.fingerprint()
+
+
+@pytest.fixture
+def utterances(maker: StoreMaker, fingerprint: Fingerprint) -> list[EncodedUtterance]:
+    return maker.utterances(fingerprint, [20, 0, 35, 1, 12, 30])
+
+
+@pytest.fixture
+def plan(maker: StoreMaker, utterances: list[EncodedUtterance]) -> PartPlan:
+    return maker.plan(utterances, 3)
+
+
+def dead_process() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_a_store_is_resumed_part_by_part(
+    tmp_path: Path,
+    fingerprint: Fingerprint,
+    utterances: list[EncodedUtterance],
+    plan: PartPlan,
+) -> None:
+    path = tmp_path / "deep" / "store"
+    first = StoreWriter.open(path, fingerprint, plan)
+    assert first.missing_parts() == [0, 1, 2]
+    assert first.write_part(1, utterances[2:4])
+    with pytest.raises(StoreError, match=r"2 missing, the first part-00000"):
+        first.finish({})
+    with pytest.raises(StoreError, match=r"2 missing \(part-00000, part-00002\)"):
+        TeacherStore.open(path)
+
+    second = StoreWriter.open(str(path), fingerprint, plan)
+    assert second.missing_parts() == [0, 2]
+    assert second.write_part(0, utterances[:2])
+    assert second.write_part(2, utterances[4:])
+    with pytest.raises(StoreError, match="is not finished"):
+        TeacherStore.open(path)
+    assert [p.where for p in verify(path).problems] == ["zarr.json", "index"]
+    second.finish({"frames": 98})
+    assert TeacherStore.open(path).summary == {"frames": 98}
+    assert verify(path).problems == ()
+    assert [p.name for p in path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_killed_before_the_summary_was_written(
+    tmp_path: Path,
+    maker: StoreMaker,
+    fingerprint: Fingerprint,
+    utterances: list[EncodedUtterance],
+    plan: PartPlan,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = maker.write(tmp_path / "store", utterances, fingerprint, parts=3, finish=False)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "write_metadata", stop)
+    with pytest.raises(KeyboardInterrupt):
+        StoreWriter.open(path, fingerprint, plan).finish({"frames": 98})
+    monkeypatch.undo()
+    assert (path / "index").is_dir()
+    again = StoreWriter.open(path, fingerprint, plan)
+    assert again.missing_parts() == []
+    again.finish({"frames": 98})
+    assert verify(path).problems == ()
+
+
+def test_another_fingerprint_or_plan_is_refused(
+    tmp_path: Path,
+    maker: StoreMaker,
+    fingerprint: Fingerprint,
+    utterances: list[EncodedUtterance],
+    plan: PartPlan,
+) -> None:
+    path = tmp_path / "store"
+    StoreWriter.open(path, fingerprint, plan)
+    StoreWriter.open(path, maker.fingerprint(teacher="the same, elsewhere"), plan)
+    with pytest.raises(FingerprintError, match=r"mass differs; expected 0.999, got 0.5; write to"):
+        StoreWriter.open(path, maker.fingerprint(mass=0.5), plan)
+    with pytest.raises(
+        StoreError, match=r"expected 6 utterances in 3 parts .* got 6 .* in 2 parts"
+    ):
+        StoreWriter.open(path, fingerprint, maker.plan(utterances, 2))
+
+
+def test_a_path_that_cannot_become_a_store(
+    tmp_path: Path, fingerprint: Fingerprint, plan: PartPlan
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(StoreError, match="is not a folder"):
+        StoreWriter.open(file, fingerprint, plan)
+    with pytest.raises(StoreError, match="cannot write the teacher cache"):
+        StoreWriter.open(file / "below", fingerprint, plan)
+    with pytest.raises(StoreError, match=r"no teacher cache; .*first 'file'; choose another path"):
+        StoreWriter.open(tmp_path, fingerprint, plan)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "zarr.json").write_text(
+        '{"zarr_format": 3, "node_type": "group", "attributes": {}}'
+    )
+    with pytest.raises(StoreError, match="a Zarr group but no teacher cache"):
+        StoreWriter.open(tmp_path / "other", fingerprint, plan)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_write_permission(
+    tmp_path: Path, fingerprint: Fingerprint, plan: PartPlan
+) -> None:
+    path = tmp_path / "store"
+    StoreWriter.open(path, fingerprint, plan)
+    path.chmod(0o500)
+    try:
+        with pytest.raises(StoreError, match="cannot write"):
+            StoreWriter.open(path, fingerprint, plan)
+    finally:
+        path.chmod(0o700)
+
+
+def test_a_refusing_file_system_is_one_line(
+    tmp_path: Path,
+    fingerprint: Fingerprint,
+    utterances: list[EncodedUtterance],
+    plan: PartPlan,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = StoreWriter.open(tmp_path / "store", fingerprint, plan)
+
+    def full(*_: object) -> bool:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, "publish_folder", full)
+    with pytest.raises(StoreError, match="got No space left on device"):
+        opened.write_part(0, utterances[:2])
+    assert opened.missing_parts() == [0, 1, 2]
+    assert [p.name for p in opened.path.iterdir()] == ["zarr.json"]
+
+
+def test_a_disk_that_gives_back_other_bytes(
+    tmp_path: Path,
+    fingerprint: Fingerprint,
+    utterances: list[EncodedUtterance],
+    plan: PartPlan,
+    flip: Callable[[Path, int, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = StoreWriter.open(tmp_path / "store", fingerprint, plan)
+    write = part_io.write_group
+
+    def write_badly(path: Path, *rest: object) -> None:
+        write(path, *rest)  # type: ignore[arg-type]
+        flip(path / "token" / "c" / "0", -5, 1)
+
+    monkeypatch.setattr(part_io, "write_group", write_badly)
+    with pytest.raises(CorruptStoreError, match="column 'token'"):
+        opened.write_part(0, utterances[:2])
+    assert opened.missing_parts() == [0, 1, 2]
+
+
+def test_only_what_was_planned_is_written(
+    tmp_path: Path,
+    fingerprint: Fingerprint,
+    utterances: list[EncodedUtterance],
+    plan: PartPlan,
+) -> None:
+    opened = StoreWriter.open(tmp_path / "store", fingerprint, plan)
+    with pytest.raises(StoreError, match="expected 0 to 2, got 3"):
+        opened.write_part(3, utterances[:2])
+    with pytest.raises(StoreError, match="expected 2, got 1"):
+        opened.write_part(0, utterances[:1])
+    with pytest.raises(StoreError, match="planned with another utterance"):
+        opened.write_part(0, utterances[1::-1])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("entries_per_frame", np.array([2, 0], np.uint8), "blank once"),
+        ("entries_per_frame", np.array([1, 2], np.uint8), "do not sum"),
+        ("entries_per_frame", np.array([1, 1], np.int64), "of uint8; got"),
+        ("tokens", np.array([0, 29], np.uint8), "tokens below 29, got 29"),
+        ("tokens", np.array([0, 5], np.uint8), "blank once in each frame, got it 0 times"),
+        ("tokens", np.array([0, 0], np.uint16), "of uint8"),
+        ("log_prob_codes", np.array([0], np.uint8), "expected 2 values, got 1"),
+        ("log_prob_codes", np.array([0, 0], np.float16), "of uint8"),
+    ],
+)
+def test_what_breaks_the_format_is_refused(
+    tmp_path: Path, maker: StoreMaker, column: str, value: np.ndarray, words: str
+) -> None:
+    values = {
+        "entries_per_frame": np.array([1, 1], np.uint8),
+        "tokens": np.array([0, 0], np.uint8),
+        "log_prob_codes": np.array([0, 7], np.uint8),
+    }
+    audio_hash = maker.audio_hash("u")
+    broken = EncodedUtterance(
+        utt_id="u", audio_hash=audio_hash, samples=640, **{**values, column: value}
+    )
+    words = words.replace("; got", ", got")
+    with pytest.raises(StoreError, match=words):
+        maker.write(tmp_path / "store", [broken], maker.fingerprint())
+
+
+def test_a_token_twice_in_a_frame_is_refused(tmp_path: Path, maker: StoreMaker) -> None:
+    broken = EncodedUtterance(
+        utt_id="u",
+        audio_hash=maker.audio_hash("u"),
+        samples=640,
+        entries_per_frame=np.array([1, 3], np.uint8),
+        tokens=np.array([0, 4, 0, 4], np.uint8),
+        log_prob_codes=np.array([0, 7, 8, 9], np.uint8),
+    )
+    with pytest.raises(StoreError, match="token 4 stands twice in one frame"):
+        maker.write(tmp_path / "store", [broken], maker.fingerprint())
+
+
+def test_two_writers_race_for_one_part(
+    tmp_path: Path,
+    fingerprint: Fingerprint,
+    utterances: list[EncodedUtterance],
+    plan: PartPlan,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "store"
+    barrier = threading.Barrier(2)
+
+    def publish_together(temporary: Path, target: Path) -> bool:
+        barrier.wait()
+        return publish_folder(temporary, target)
+
+    monkeypatch.setattr(writer, "publish_folder", publish_together)
+    stands: list[bool] = []
+
+    def write() -> None:
+        stands.append(StoreWriter.open(path, fingerprint, plan).write_part(0, utterances[:2]))
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(stands) == [False, True]
+    assert sorted(p.name for p in path.iterdir()) == ["part-00000", "zarr.json"]
+    assert not StoreWriter.open(path, fingerprint, plan).write_part(0, utterances[:2])
+
+
+def test_leftovers_of_the_dead_are_removed(
+    tmp_path: Path, fingerprint: Fingerprint, plan: PartPlan
+) -> None:
+    path = tmp_path / "store"
+    path.mkdir()
+    mine = temporary_path(path / "part-00000").name
+    pid = f".{os.getpid()}."
+    dead = mine.replace(pid, f".{dead_process()}.")
+    earlier_run = mine.replace(mine.split(".")[-2], "0123abcd-0")
+    living = mine.replace(pid, f".{os.getppid()}.")
+    elsewhere = dead.replace(".part-00000.", ".part-00000.other-host-than-")
+    for name in (mine, dead, earlier_run, living, elsewhere):
+        (path / name / "token").mkdir(parents=True)
+    metadata = dead.replace("part-00000", "zarr.json")
+    (path / metadata).write_text("{")
+    StoreWriter.open(path, fingerprint, plan)
+    left = {p.name for p in path.iterdir()}
+    assert left == {mine, living, elsewhere, "zarr.json"}
+
+
+CHILD = """
+import pickle, sys
+from interkd.pipeline.cache.writer import StoreWriter
+
+path, job = sys.argv[1:]
+with open(job, "rb") as file:
+    fingerprint, plan, utterances = pickle.load(file)
+writer = StoreWriter.open(path, fingerprint, plan)
+for index in writer.missing_parts():
+    writer.write_part(index, [utterances[i] for i in plan.parts[index]])
+"""
+
+
+def test_a_killed_process_leaves_whole_parts_only(
+    tmp_path: Path, maker: StoreMaker, fingerprint: Fingerprint
+) -> None:
+    utterances = maker.utterances(fingerprint, [8] * 40)
+    plan = maker.plan(utterances, 40)
+    job, path = tmp_path / "job", tmp_path / "store"
+    job.write_bytes(pickle.dumps((fingerprint, plan, utterances)))
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(job)])
+    try:
+        deadline = time.monotonic() + 60
+        while not (path / "part-00002").is_dir():
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        while not list(path.glob(".part-*.tmp/token")):
+            assert child.poll() is None
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+
+    opened = StoreWriter.open(path, fingerprint, plan)
+    assert list(path.glob(".*")) == []
+    missing = opened.missing_parts()
+    assert 0 < len(missing) < 38
+    problems = verify(path).problems
+    assert {p.where for p in problems if "missing" not in p.what} == {"zarr.json", "index"}
+    for index in missing:
+        assert opened.write_part(index, [utterances[i] for i in plan.parts[index]])
+    opened.finish({})
+    assert verify(path).problems == ()

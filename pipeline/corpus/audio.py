@@ -8,8 +8,9 @@ libsndfile's own conversion of those wraps around where the waveform overshoots 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,37 +72,54 @@ def decode(
             channels of which none was chosen.
     """
     name = f"utterance '{utt_id}': {path}"
+    with _open(path, name) as file:
+        channel = _choose_channel(channel, file.channels, name)
+        start = round(offset_seconds * file.samplerate)
+        wanted = file.frames - start if source_samples is None else source_samples
+        if wanted < 1 or start >= file.frames:
+            raise CorpusError(f"{name}: no audio after {offset_seconds:g} s")
+        if start:
+            file.seek(start)
+        is_integer = file.subtype in _INTEGER_SUBTYPES
+        block = file.read(wanted, dtype="int16" if is_integer else "float32", always_2d=True)
+        rate, subtype, is_whole = file.samplerate, file.subtype, wanted == file.frames
+    if len(block) < wanted:
+        raise CorpusError(f"{name}: truncated", expected=f"{wanted} samples", got=len(block))
+    samples = block[:, channel]
+    if not is_integer:
+        samples = _to_int16(samples, is_exact=subtype in _FLOAT_SUBTYPES, name=name)
+    return AudioSegment(samples=np.ascontiguousarray(samples), rate=rate, is_whole=is_whole)
+
+
+def count_samples(
+    path: Path, *, utt_id: str, offset_seconds: float, duration_seconds: float
+) -> int:
+    """Samples of a stretch of an audio file, at the file's rate; fewer where the file ends first.
+
+    Raises:
+        CorpusError: If the file is missing or its header cannot be read.
+    """
+    with _open(path, f"utterance '{utt_id}': {path}") as file:
+        start = round(offset_seconds * file.samplerate)
+        wanted: int = round(duration_seconds * file.samplerate)
+        available: int = file.frames - start
+        return max(0, min(wanted, available))
+
+
+@contextmanager
+def _open(path: Path, name: str) -> Iterator[Any]:
     if not path.is_file():
         raise CorpusError(f"{name}: no such audio file")
     try:
         with soundfile.SoundFile(path) as file:
-            channel = _choose_channel(channel, file.channels, name)
             if file.frames > _LONGEST_SECONDS * file.samplerate:
                 raise CorpusError(
                     f"{name}: length unknown", remedy="write the file again with a complete header"
                 )
-            start = round(offset_seconds * file.samplerate)
-            available = file.frames - start
-            wanted = available if source_samples is None else source_samples
-            if available < 1 or wanted < 1:
-                raise CorpusError(
-                    f"{name}: no audio", expected=f"samples after {offset_seconds} s", got="none"
-                )
-            if start:
-                file.seek(start)
-            is_integer = file.subtype in _INTEGER_SUBTYPES
-            block = file.read(wanted, dtype="int16" if is_integer else "float32", always_2d=True)
-            rate, subtype, is_whole = file.samplerate, file.subtype, wanted == file.frames
+            yield file
     except soundfile.SoundFileError as error:
-        detail = str(getattr(error, "error_string", error)).strip() or "a damaged file"
-        raise CorpusError(f"{name}: cannot decode (truncated or damaged?)", got=detail) from error
-    if len(block) < wanted:
-        raise CorpusError(f"{name}: truncated", expected=f"{wanted} samples", got=len(block))
-    column = block[:, channel]
-    samples = (
-        column if is_integer else _to_int16(column, is_exact=subtype in _FLOAT_SUBTYPES, name=name)
-    )
-    return AudioSegment(samples=np.ascontiguousarray(samples), rate=rate, is_whole=is_whole)
+        detail = str(getattr(error, "error_string", error)).strip() or "a damaged stream"
+        raise CorpusError(f"{name}: cannot decode, truncated or damaged", got=detail) from error
 
 
 def _choose_channel(channel: int | None, channels: int, name: str) -> int:

@@ -162,21 +162,22 @@ def _parse_row(line: str, *, folder: Path, where: str) -> Utterance:
         )
     for name in _TYPES.keys() - _DEFAULTS.keys() - row.keys():
         raise CorpusError(f"{where}: missing field '{name}'")
-    value: Any
     for name, value in row.items():
         if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
             kinds = " | ".join("null" if t is type(None) else t.__name__ for t in _TYPES[name])
             raise CorpusError(f"{where}: field '{name}'", expected=kinds, got=repr(value))
         if name in _POSITIVE and isinstance(value, int) and value < 1:
             raise CorpusError(f"{where}: field '{name}'", expected="above 0", got=value)
-        if name == "offset_seconds" and not 0 <= float(value) < float("inf"):
-            raise CorpusError(f"{where}: field '{name}'", expected="at least 0", got=value)
     row["audio_path"] = Path(os.path.normpath(folder / row["audio_path"]))
-    row["offset_seconds"] = float(row.get("offset_seconds", 0.0))
+    row["offset_seconds"] = offset = float(row.get("offset_seconds", 0.0))
+    if not 0 <= offset < float("inf"):
+        raise CorpusError(f"{where}: field 'offset_seconds'", expected="at least 0", got=offset)
     return Utterance(**row)
 
 
-def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
+def write_manifest(
+    path: Path, utterances: Iterable[Utterance], *, folder: Path | None = None
+) -> None:
     """Writes a manifest whole or not at all.
 
     An audio path that shares a folder below the root with the manifest is stored relative to it, so
@@ -185,8 +186,9 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
     Args:
         path: The file to write or replace; its folder exists.
         utterances: In the order to write.
+        folder: Where the manifest will be moved to; its own folder by default.
     """
-    folder = path.parent.resolve()
+    folder = (folder or path.parent).resolve()
     resolve = lru_cache(maxsize=None)(Path.resolve)  # a corpus has few folders and many files
     rows = []
     for utterance in utterances:

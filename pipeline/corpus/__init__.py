@@ -1,0 +1,1 @@
+"""Manifests, audio, tokens and batches."""

@@ -1,0 +1,344 @@
+"""Check a corpus and write its manifest: the work of `interkd prepare`.
+
+Every row is decoded, hashed and held against its claims, and its transcript against the tokens and
+against what CTC can align. OUT gets `manifest.jsonl`, `tokens.txt` (with `tokenizer.model` for
+SentencePiece) and `summary.json`; with `skip_bad`, `rejected.jsonl` lists what was left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+
+from interkd.kernels.errors import ConfigError, CorpusError, TokenError
+from interkd.pipeline.config import one_of
+from interkd.pipeline.corpus.audio import count_samples, decode, hash_samples, resampled_length
+from interkd.pipeline.corpus.manifest import Manifest, Utterance, write_manifest
+from interkd.pipeline.corpus.sources import BadRow, SourceRow, read_sources
+from interkd.pipeline.corpus.tokens import MODEL_FILE, TOKENS_FILE, Tokenizer
+from interkd.pipeline.files import temporary_name, write_json, write_text
+from interkd.pipeline.frames import FrameFormula
+from interkd.pipeline.progress import Reporter
+
+MANIFEST_FILE = "manifest.jsonl"
+SUMMARY_FILE = "summary.json"
+REJECTED_FILE = "rejected.jsonl"
+
+TOO_SHORT = "too short for CTC"
+_CASES: dict[str, Callable[[str], str]] = {"none": str, "upper": str.upper, "lower": str.lower}
+_TRAINABLE = ("characters", "bpe", "unigram")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Settings of `prepare`.
+
+    Attributes:
+        sources: A NeMo-style or Lhotse manifest.
+        out: Folder to write, created if need be.
+        tokens: Tokenizer to take: a folder or a `tokens.txt`. Either this or `train`.
+        train: Tokenizer to make of the transcripts: `characters`, `bpe` or `unigram`.
+        vocab_size: V of a trained `bpe` or `unigram`, with the blank.
+        sample_rate: Rate at which models hear the corpus, in Hz.
+        frame_shift_ms: The student's frame shift, for the check that CTC can align.
+        case: `none`, `upper` or `lower`: what becomes of the transcripts' letters.
+        skip_bad: Whether bad rows are left out; otherwise any of them fails the whole.
+        workers: Threads that decode and check; 0 for one a core.
+        tolerance_seconds: Difference from the claimed duration that passes ...
+        tolerance_ratio: ... or this share of it, whichever is more.
+    """
+
+    sources: Path
+    out: Path
+    tokens: Path | None = None
+    train: str | None = None
+    vocab_size: int | None = None
+    sample_rate: int = 16000
+    frame_shift_ms: float = 40.0
+    case: str = "none"
+    skip_bad: bool = False
+    workers: int = 0
+    tolerance_seconds: float = 0.1
+    tolerance_ratio: float = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSummary:
+    """What a prepared corpus holds; `summary.json` has these fields.
+
+    Attributes:
+        utterances: How many are in the manifest.
+        hours: Their length.
+        speakers: How many speakers are named.
+        tokens_per_second_mean: All tokens over all seconds.
+        tokens_per_second_p95: 95th percentile over the utterances.
+        shortest_seconds: Of one utterance.
+        longest_seconds: Of one utterance.
+        too_short_for_ctc: Rows with fewer frames than their transcript needs.
+        rejected: Bad rows left out, by kind, those too short for CTC among them.
+        characters: Every character of the transcripts, in code point order.
+        sample_rate: In Hz.
+        vocab_size: V, with the blank.
+        tokenizer_digest: `Tokenizer.digest`.
+        manifest_digest: `Manifest.digest`.
+    """
+
+    utterances: int
+    hours: float
+    speakers: int
+    tokens_per_second_mean: float
+    tokens_per_second_p95: float
+    shortest_seconds: float
+    longest_seconds: float
+    too_short_for_ctc: int
+    rejected: dict[str, int]
+    characters: str
+    sample_rate: int
+    vocab_size: int
+    tokenizer_digest: str
+    manifest_digest: str
+
+
+class BadRowsError(CorpusError):
+    """Rows of a corpus that cannot be used; `rows` lists every one."""
+
+    def __init__(self, rows: Sequence[BadRow], total: int) -> None:
+        self.rows = tuple(rows)
+        super().__init__(
+            f"{len(rows)} of {total} rows are bad, nothing was written",
+            got=f"first {rows[0].where}: {rows[0].reason}",
+            remedy="mend them, or leave them out with --skip-bad",
+        )
+
+
+def prepare(config: PrepareConfig, *, reporter: Reporter | None = None) -> PrepareSummary:
+    """Checks a corpus and writes its manifest, tokens and summary, the manifest last.
+
+    Args:
+        config: What to read, check and write.
+        reporter: Hears of each row.
+
+    Returns:
+        The summary that was written.
+
+    Raises:
+        ConfigError: For settings that do not go together.
+        BadRowsError: If there are bad rows and `skip_bad` is off.
+        CorpusError: If the sources cannot be read, or no row is usable.
+        TokenError: If the tokenizer cannot be read or trained.
+    """
+    _check(config)
+    tokenizer = None if config.tokens is None else Tokenizer.load(config.tokens)
+    rows, bad = read_sources(config.sources)
+    checked = _check_rows(rows, config, reporter or Reporter())
+    bad += [result for result in checked if isinstance(result, BadRow)]
+    sound = [
+        (row, result)
+        for row, result in zip(rows, checked, strict=True)
+        if isinstance(result, Utterance)
+    ]
+    if tokenizer is None and sound:
+        tokenizer = _train(config, [utterance.text for _, utterance in sound])
+    utterances, token_counts = [], []
+    for row, utterance in sound:
+        result = _count_tokens(row, utterance, cast(Tokenizer, tokenizer), config)
+        if isinstance(result, int):
+            utterances.append(utterance)
+            token_counts.append(result)
+        else:
+            bad.append(result)
+
+    bad.sort(key=lambda row: int(row.where.rpartition(":")[2]))
+    if bad and not config.skip_bad:
+        raise BadRowsError(bad, total=len(utterances) + len(bad))
+    if not utterances or tokenizer is None:
+        raise CorpusError(
+            f"{config.sources} has no usable row", got=f"first {bad[0].where}: {bad[0].reason}"
+        )
+    summary = _summarise(utterances, token_counts, tokenizer, bad, config)
+    _write(config.out, utterances, tokenizer, summary, bad if config.skip_bad else [])
+    return summary
+
+
+def _check(config: PrepareConfig) -> None:
+    one_of("case", config.case, _CASES)
+    if (config.tokens is None) == (config.train is None):
+        raise ConfigError("tokenizer", expected="either tokens to take or a kind to train")
+    if config.train is not None:
+        one_of("tokenizer to train", config.train, _TRAINABLE)
+    if (config.train in ("bpe", "unigram")) != (config.vocab_size is not None):
+        raise ConfigError("vocab_size", expected="with train bpe or unigram, and only there")
+    for name in ("sample_rate", "frame_shift_ms"):
+        if (value := getattr(config, name)) <= 0:
+            raise ConfigError(name, expected="above 0", got=value)
+
+
+def _check_rows(
+    rows: Sequence[SourceRow], config: PrepareConfig, reporter: Reporter
+) -> list[Utterance | BadRow]:
+    reporter.begin("checking audio", len(rows))
+    results = []
+    try:
+        # Decoding and hashing happen in C outside the interpreter's lock, so threads suffice.
+        with ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
+            for result in pool.map(lambda row: _check_row(row, config), rows):
+                results.append(result)
+                reporter.advance(1)
+    finally:
+        reporter.end()
+    return results
+
+
+def _check_row(row: SourceRow, config: PrepareConfig) -> Utterance | BadRow:
+    text = " ".join(_CASES[config.case](row.text).split())
+    if not text:
+        return _bad(row, "empty text", "the transcript is empty")
+    tolerance = max(config.tolerance_seconds, config.tolerance_ratio * row.duration_seconds)
+    try:
+        segment = decode(
+            row.audio_path,
+            utt_id=row.utt_id,
+            offset_seconds=row.offset_seconds,
+            source_samples=_segment_samples(row),
+            channel=row.channel,
+        )
+    except CorpusError as error:
+        return _bad(row, "audio", str(error))
+    seconds = len(segment.samples) / segment.rate
+    if abs(seconds - row.duration_seconds) > tolerance:
+        return _bad(
+            row,
+            "duration",
+            f"utterance '{row.utt_id}': {row.audio_path} has {seconds:.3f} s, "
+            f"the row claims {row.duration_seconds:.3f} s",
+        )
+    return Utterance(
+        utt_id=row.utt_id,
+        audio_path=row.audio_path,
+        samples=resampled_length(len(segment.samples), segment.rate, config.sample_rate),
+        sample_rate=config.sample_rate,
+        text=text,
+        speaker=row.speaker,
+        audio_hash=hash_samples(segment.samples, segment.rate),
+        source_rate=segment.rate,
+        offset_seconds=row.offset_seconds,
+        source_samples=None if segment.is_whole else len(segment.samples),
+        channel=row.channel,
+    )
+
+
+def _segment_samples(row: SourceRow) -> int | None:
+    if not row.is_segment:
+        return None
+    return count_samples(
+        row.audio_path,
+        utt_id=row.utt_id,
+        offset_seconds=row.offset_seconds,
+        duration_seconds=row.duration_seconds,
+    )
+
+
+def _bad(row: SourceRow, kind: str, reason: str) -> BadRow:
+    return BadRow(where=row.where, utt_id=row.utt_id, kind=kind, reason=reason)
+
+
+def _train(config: PrepareConfig, texts: list[str]) -> Tokenizer:
+    if config.train == "characters":
+        return Tokenizer.from_characters(texts)
+    return Tokenizer.train_sentencepiece(
+        texts,
+        vocab_size=cast(int, config.vocab_size),
+        model_type=cast(Literal["bpe", "unigram"], config.train),
+    )
+
+
+def _count_tokens(
+    row: SourceRow, utterance: Utterance, tokenizer: Tokenizer, config: PrepareConfig
+) -> int | BadRow:
+    """Tokens of the transcript, or why CTC cannot learn it."""
+    name = f"utterance '{utterance.utt_id}'"
+    try:
+        tokens = tokenizer.encode(utterance.text)
+    except TokenError as error:
+        return _bad(row, "text outside the tokens", f"{name}: {error}")
+    shift = round(config.frame_shift_ms * config.sample_rate / 1000)
+    frames = FrameFormula(((1, shift, 0),)).count(utterance.samples)
+    repeats = sum(a == b for a, b in pairwise(tokens))
+    if len(tokens) + repeats > frames:
+        return _bad(
+            row,
+            TOO_SHORT,
+            f"{name}: {frames} frames of {config.frame_shift_ms:g} ms for {len(tokens)} tokens "
+            f"and {repeats} blanks between repeats",
+        )
+    return len(tokens)
+
+
+def _summarise(
+    utterances: Sequence[Utterance],
+    token_counts: Sequence[int],
+    tokenizer: Tokenizer,
+    bad: Sequence[BadRow],
+    config: PrepareConfig,
+) -> PrepareSummary:
+    seconds = np.array([utterance.duration for utterance in utterances])
+    tokens = np.array(token_counts)
+    kinds = Counter(row.kind for row in bad)
+    manifest = Manifest(
+        utterances=tuple(utterances),
+        sample_rate=config.sample_rate,
+        path=config.out / MANIFEST_FILE,
+    )
+    return PrepareSummary(
+        utterances=len(utterances),
+        hours=round(float(seconds.sum()) / 3600, 4),
+        speakers=len({u.speaker for u in utterances if u.speaker is not None}),
+        tokens_per_second_mean=round(float(tokens.sum() / seconds.sum()), 3),
+        tokens_per_second_p95=round(float(np.percentile(tokens / seconds, 95)), 3),
+        shortest_seconds=round(float(seconds.min()), 3),
+        longest_seconds=round(float(seconds.max()), 3),
+        too_short_for_ctc=kinds[TOO_SHORT],
+        rejected=dict(sorted(kinds.items())),
+        characters="".join(sorted(set().union(*(u.text for u in utterances)))),
+        sample_rate=config.sample_rate,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer_digest=tokenizer.digest,
+        manifest_digest=manifest.digest,
+    )
+
+
+def _write(
+    out: Path,
+    utterances: Sequence[Utterance],
+    tokenizer: Tokenizer,
+    summary: PrepareSummary,
+    rejected: Sequence[BadRow],
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    staged = temporary_name(out / "prepared")
+    staged.mkdir()
+    try:
+        tokenizer.save(staged)
+        if rejected:
+            rows = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
+            write_text(staged / REJECTED_FILE, "".join(rows))
+        write_json(staged / SUMMARY_FILE, asdict(summary))
+        write_manifest(staged / MANIFEST_FILE, utterances, folder=out)
+        # The old manifest goes first and the new one comes last: a stop in between leaves none,
+        # rather than one that stands beside the tokens of another.
+        for name in (MANIFEST_FILE, TOKENS_FILE, MODEL_FILE, SUMMARY_FILE, REJECTED_FILE):
+            (out / name).unlink(missing_ok=True)
+        for file in sorted(staged.iterdir(), key=lambda file: file.name == MANIFEST_FILE):
+            file.replace(out / file.name)
+    finally:
+        shutil.rmtree(staged)

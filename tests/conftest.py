@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+
+from interkd.pipeline.corpus.prepare import PrepareConfig, prepare
 
 SHARED = Path(os.environ.get("INTERKD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -49,3 +54,75 @@ def shared() -> Shared:
     if not (SHARED / "speech" / "dev.jsonl").exists():
         pytest.skip("the real speech folder is not beside the checkout (set INTERKD_SHARED)")
     return Shared(SHARED)
+
+
+LETTERS = "ABCDEFGH"
+
+
+def tone_speech(text: str, generator: np.random.Generator) -> np.ndarray:
+    """A made-up language: every letter is 120 ms of its own tone, a space is a pause."""
+    rate, pieces = 16000, [np.zeros(1600)]
+    for letter in text:
+        time = np.arange(1920) / rate
+        loudness = 0.0 if letter == " " else 0.3
+        pitch = 300.0 * 1.25 ** (LETTERS.find(letter) + 1)
+        pieces.append(loudness * np.sin(2 * np.pi * pitch * time) * np.hanning(1920))
+    wave = np.concatenate([*pieces, np.zeros(1600)])
+    return (wave + 0.005 * generator.standard_normal(len(wave))).astype(np.float32)
+
+
+def write_tone_corpus(folder: Path, utterances: int, seed: int) -> Path:
+    """Writes FLAC files and a NeMo-style manifest of random words; returns the manifest."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(utterances):
+        words = [
+            "".join(generator.choice(list(LETTERS), generator.integers(2, 5)))
+            for _ in range(generator.integers(1, 4))
+        ]
+        wave = tone_speech(" ".join(words), generator)
+        name = f"utt{seed}-{index:03d}"
+        soundfile.write(folder / f"{name}.flac", wave, 16000)
+        rows.append(
+            {
+                "utt_id": name,
+                "audio_filepath": f"{name}.flac",
+                "duration": len(wave) / 16000,
+                "text": " ".join(words),
+                "speaker": f"speaker{index % 3}",
+            }
+        )
+    source = folder / "source.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return source
+
+
+@dataclass(frozen=True)
+class ToneCorpus:
+    """A prepared corpus of the made-up language."""
+
+    root: Path
+
+    @property
+    def train(self) -> Path:
+        return self.root / "train" / "manifest.jsonl"
+
+    @property
+    def dev(self) -> Path:
+        return self.root / "dev" / "manifest.jsonl"
+
+    @property
+    def tokens(self) -> Path:
+        return self.root / "tokens.txt"
+
+
+@pytest.fixture(scope="session")
+def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> ToneCorpus:
+    root = tmp_path_factory.mktemp("tones")
+    tokens = root / "tokens.txt"
+    tokens.write_text("\n".join(["<blk>", "▁", *LETTERS]) + "\n", encoding="utf-8")
+    for split, utterances, seed in (("train", 36, 1), ("dev", 8, 2)):
+        source = write_tone_corpus(root / "audio" / split, utterances, seed)
+        prepare(PrepareConfig(sources=source, out=root / split, tokens=tokens))
+    return ToneCorpus(root)

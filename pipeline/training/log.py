@@ -22,10 +22,13 @@ class RunLog:
     Args:
         run: The run's folder; the log is `log.jsonl` in it.
         head_names: Heads, the final one last.
-        step: Entries after this step are dropped: they will be made again.
+        step: Steps after this one are dropped: they will be made again.
+        epochs: Likewise the results of later epochs.
     """
 
-    def __init__(self, run: Path, head_names: Sequence[str], *, step: int) -> None:
+    def __init__(
+        self, run: Path, head_names: Sequence[str], *, step: int, epochs: int
+    ) -> None:
         self.path = run / "log.jsonl"
         self.head_names = head_names
         kept = []
@@ -35,7 +38,7 @@ class RunLog:
                     row = json.loads(line)
                 except json.JSONDecodeError:  # the line that a kill cut short
                     continue
-                if row["step"] <= step:
+                if row["step"] <= step and row.get("epochs_done", 0) <= epochs:
                     kept.append(line)
         write_text(self.path, "".join(line + "\n" for line in kept))
         self.file = self.path.open("a", encoding="utf-8")

@@ -166,7 +166,12 @@ class Trainer:
         self.optimiser = make_optimiser(self.model, config.optimiser)
         self.position = Position()
         self._open_run(resume)
-        self.log = RunLog(config.out, self.model.head_names, step=self.position.step)
+        self.log = RunLog(
+            config.out,
+            self.model.head_names,
+            step=self.position.step,
+            epochs=self.position.epoch,
+        )
         self.stop_asked = False
         self.saved_at = time.monotonic()
 

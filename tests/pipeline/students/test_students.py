@@ -1,0 +1,140 @@
+"""Students: lengths, weights, and utterances that never feel their batch's padding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from interkd.kernels.errors import CheckpointError, ConfigError
+from interkd.pipeline.corpus.tokens import Tokenizer
+from interkd.pipeline.students.checkpoint import load_student, save_student
+from interkd.pipeline.students.config import (
+    ConformerConfig,
+    FeatureConfig,
+    JasperConfig,
+    StudentConfig,
+)
+from interkd.pipeline.students.model import Student
+
+SMALL = {
+    "conformer": StudentConfig(
+        conformer=ConformerConfig(
+            dim=16, layers=3, attention_heads=2, feed_forward_dim=32, convolution_kernel=7
+        )
+    ),
+    "jasper-mini": StudentConfig(
+        encoder="jasper-mini",
+        jasper=JasperConfig(
+            stem_channels=16,
+            block_channels=(16, 24),
+            block_kernels=(5, 7),
+            repeat=2,
+            dilated_kernel=5,
+            last_channels=(24, 32),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("encoder", sorted(SMALL))
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_frame_formula_is_what_the_model_does(
+    encoder: str, stride: int, device: torch.device
+) -> None:
+    config = SMALL[encoder]
+    config = replace(
+        config,
+        conformer=replace(config.conformer, stride=stride),
+        jasper=replace(config.jasper, stride=stride),
+    )
+    student = Student(config, 5).to(device).eval()
+    samples = [400, 1600, 3199, 3200, 3201, 16000, 16001]
+    output = student(
+        torch.zeros(len(samples), max(samples), device=device),
+        torch.tensor(samples, device=device),
+    )
+    assert output.frame_lengths.tolist() == [student.frame_formula.count(n) for n in samples]
+    assert output.logits[-1].shape[1] == max(output.frame_lengths.tolist())
+    assert student.frame_formula.shift_samples == 160 * stride
+
+
+@pytest.mark.parametrize("encoder", sorted(SMALL))
+def test_padding_never_reaches_an_utterance(encoder: str, device: torch.device) -> None:
+    torch.manual_seed(0)
+    student = Student(SMALL[encoder], 7).to(device).eval()
+    for norm in student.modules():
+        if isinstance(norm, torch.nn.BatchNorm1d):
+            norm.running_mean.normal_()  # type: ignore[union-attr]
+            norm.bias.data.normal_()
+    lengths = torch.tensor([16000, 7001, 12345], device=device)
+    waveforms = 0.1 * torch.randn(3, 20000, device=device)  # noise behind the lengths
+    together = student(waveforms, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone = student(waveforms[row : row + 1, :length], lengths[row : row + 1])
+        frames = int(alone.frame_lengths[0])
+        assert frames == int(together.frame_lengths[row])
+        for one, many in zip(alone.logits, together.logits, strict=True):
+            torch.testing.assert_close(one[0, :frames], many[row, :frames], rtol=0, atol=2e-5)
+
+
+def test_jasper_mini_has_the_papers_weights_and_heads() -> None:
+    config = StudentConfig(encoder="jasper-mini", features=FeatureConfig(mels=64))
+    student = Student(config, 29)
+    assert len(student.encoder.layers) == 33
+    assert student.head_names == ("layer18", "layer24", "layer30", "final")
+    assert student.weight_counts[-1] == 8_188_893  # OpenSeq2Seq's jasper-Mini at 29 outputs
+
+
+def test_weight_counts_rise_and_leave_out_other_heads() -> None:
+    student = Student(SMALL["conformer"], 11)
+    heads = sum(p.numel() for p in student.heads[:-1].parameters())
+    total = sum(p.numel() for p in student.parameters())
+    assert student.weight_counts[-1] == total - heads
+    assert list(student.weight_counts) == sorted(student.weight_counts)
+
+
+@pytest.mark.parametrize("layers", [(0, 1), (2, 9), (2, 1), (3,)])
+def test_impossible_heads_are_refused(layers: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="head_layers"):
+        Student(replace(SMALL["conformer"], head_layers=layers), 5)
+
+
+def test_shared_heads_are_one_layer() -> None:
+    student = Student(replace(SMALL["conformer"], shared_heads=True), 5)
+    assert len({id(head) for head in student.heads}) == 1
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_checkpoint_round_trip(tmp_path: Path, shared: bool) -> None:
+    config = replace(SMALL["conformer"], shared_heads=shared)
+    tokenizer = Tokenizer.from_characters(["AB C"])
+    student = Student(config, tokenizer.vocab_size).eval()
+    save_student(tmp_path, student, config, tokenizer, {"step": 3})
+    loaded = load_student(tmp_path)
+    assert loaded.tokenizer == tokenizer
+    assert loaded.facts == {"step": 3}
+    waveforms, lengths = torch.randn(1, 8000), torch.tensor([8000])
+    for a, b in zip(
+        student(waveforms, lengths).logits,
+        loaded.model(waveforms, lengths).logits,
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+    config, tokenizer = SMALL["conformer"], Tokenizer.from_characters(["AB"])
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_student(tmp_path)
+    save_student(tmp_path, Student(config, tokenizer.vocab_size), config, tokenizer, {})
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load_student(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    (tmp_path / "student.json").write_text('{"student": {"encoder": "conformer"}}')
+    with pytest.raises(CheckpointError, match="weight"):
+        load_student(tmp_path)

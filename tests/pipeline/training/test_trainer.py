@@ -1,0 +1,176 @@
+"""The loop: learning, exact resume after SIGKILL, stop signals, averaging, and refused settings."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from interkd.kernels.errors import CheckpointError, ConfigError
+from interkd.pipeline.config import as_plain
+from interkd.pipeline.progress import Reporter
+from interkd.pipeline.students.config import ConformerConfig, FeatureConfig, StudentConfig
+from interkd.pipeline.training.config import (
+    DataConfig,
+    OptimiserConfig,
+    SpecAugmentConfig,
+    TrainConfig,
+)
+from interkd.pipeline.training.recipes import ObjectiveConfig
+from interkd.pipeline.training.trainer import Trainer, train
+
+
+def tiny(corpus: Any, out: Path, **changes: Any) -> TrainConfig:
+    """A student that trains in seconds."""
+    config = TrainConfig(
+        data=DataConfig(
+            train_manifest=corpus.train,
+            dev_manifest=corpus.dev,
+            tokenizer=corpus.tokens,
+            batch_seconds=12,
+            buckets=3,
+        ),
+        out=out,
+        student=StudentConfig(
+            head_layers=(1,),
+            features=FeatureConfig(mels=24),
+            conformer=ConformerConfig(
+                dim=32,
+                layers=2,
+                attention_heads=2,
+                feed_forward_dim=64,
+                convolution_kernel=7,
+                stride=4,
+            ),
+        ),
+        objective=ObjectiveConfig(recipe="inter-ctc"),
+        optimiser=OptimiserConfig(learning_rate=5e-3, warmup_steps=5),
+        epochs=3,
+        device="cpu",
+        stop_signal="SIGUSR2",
+    )
+    return replace(config, **changes)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The log without wall-clock times."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def last_weights(run: Path) -> dict[str, torch.Tensor]:
+    pointer = json.loads((run / "last.json").read_text())
+    return load_file(run / pointer["checkpoint"] / "model.safetensors")
+
+
+def test_training_lowers_loss_and_error_rate(tone_corpus: Any, tmp_path: Path) -> None:
+    result = train(tiny(tone_corpus, tmp_path / "run", epochs=40, dev_every=20))
+    log = rows(tmp_path / "run")
+    steps = [row for row in log if "loss" in row]
+    epochs = [row for row in log if "dev_wer" in row]
+    assert result.finished
+    assert result.steps == len(steps)
+    assert steps[-1]["loss"] < 0.5 * steps[0]["loss"]
+    assert set(epochs[-1]["dev_wer"]) == {"layer1", "final"}
+    assert epochs[-1]["dev_cer"]["final"] < 60
+    assert result.best_wer == min(row["dev_wer"]["final"] for row in epochs)
+    best = json.loads((tmp_path / "run" / "best.json").read_text())
+    assert (tmp_path / "run" / best["checkpoint"] / "student.json").exists()
+
+
+def start(config: TrainConfig, *extra: str) -> subprocess.Popen[bytes]:
+    settings = config.out.parent / f"{config.out.name}.yaml"
+    settings.write_text(yaml.safe_dump(as_plain(config)))
+    command = [sys.executable, "-m", "interkd", "train-teacher", "--config", str(settings), *extra]
+    with (config.out.parent / "output.txt").open("ab") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output)
+
+
+def wait_for_rows(run: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        log = run / "log.jsonl"
+        if log.exists() and log.read_text().count("\n") >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no {count} rows: {(run.parent / 'output.txt').read_text()}")
+
+
+def test_killed_and_resumed_run_equals_an_undisturbed_one(
+    tone_corpus: Any, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "epochs": 6,
+        "checkpoint_minutes": 0.002,
+        "spec_augment": SpecAugmentConfig(time_width=8, frequency_width=6),
+    }
+    train(tiny(tone_corpus, tmp_path / "calm", **settings))
+    config = tiny(tone_corpus, tmp_path / "killed", **settings)
+    for count, extra in ((2, ()), (14, ("--resume",))):
+        process = start(config, *extra)
+        wait_for_rows(config.out, count, process)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    result = train(config, resume=True)
+    assert result.finished
+    assert rows(tmp_path / "killed") == rows(tmp_path / "calm")
+    calm, killed = last_weights(tmp_path / "calm"), last_weights(tmp_path / "killed")
+    assert all(torch.equal(calm[name], killed[name]) for name in calm)
+    leftovers = list(config.out.rglob("*.tmp"))
+    assert leftovers == []
+
+
+def test_stop_signal_writes_a_checkpoint_and_exits_with_3(
+    tone_corpus: Any, tmp_path: Path
+) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", epochs=500, checkpoint_minutes=0.001)
+    process = start(config)
+    wait_for_rows(config.out, 3, process)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(60) == 3
+    step = json.loads((config.out / "last.json").read_text())["step"]
+    assert step == max(row["step"] for row in rows(config.out))
+
+
+def test_average_is_scored_and_kept(tone_corpus: Any, tmp_path: Path) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", epochs=4, average_epochs=3)
+    train(config)
+    folder = config.out / "checkpoints"
+    mean = load_file(folder / "average" / "model.safetensors")
+    parts = [load_file(folder / f"epoch-{e:04d}" / "model.safetensors") for e in (2, 3, 4)]
+    for name, weight in mean.items():
+        if weight.is_floating_point():
+            expected = torch.stack([part[name].double() for part in parts]).mean(0)
+            torch.testing.assert_close(weight.double(), expected, rtol=0, atol=1e-7)
+    assert len([row for row in rows(config.out) if "dev_wer" in row]) == 5
+
+
+def test_settings_must_fit(tone_corpus: Any, tmp_path: Path) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", epochs=1)
+    with pytest.raises(ConfigError, match="learns from a teacher"):
+        train(replace(config, objective=ObjectiveConfig(recipe="skd")))
+    with pytest.raises(CheckpointError, match="no run to resume"):
+        train(config, resume=True)
+    assert not config.out.exists()
+    train(config)
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        train(config)
+    with pytest.raises(ConfigError, match=r"another 'seed'.*expected 1, got 2"):
+        train(replace(config, seed=2), resume=True)
+
+
+def test_heads_that_learn_nothing_are_left_out(tone_corpus: Any, tmp_path: Path) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", objective=ObjectiveConfig(recipe="ctc"))
+    trainer = Trainer(config, resume=False, reporter=Reporter())
+    trainer.close()
+    assert trainer.model.head_names == ("final",)

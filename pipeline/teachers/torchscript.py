@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -34,7 +35,10 @@ class TorchScriptTeacher:
                 f"no tokens.txt beside {path}", remedy="one token a line, the blank first"
             )
         try:
-            self.model = torch.jit.load(str(path), map_location=device).eval()
+            with warnings.catch_warnings():
+                # torch steers authors towards torch.export; files that exist are still TorchScript.
+                warnings.filterwarnings("ignore", category=DeprecationWarning)
+                self.model = torch.jit.load(str(path), map_location=device).eval()
         except (RuntimeError, ValueError) as error:
             raise TeacherError(
                 f"{path} is not a TorchScript file", got=str(error).split("\n")[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import yaml
@@ -55,3 +57,18 @@ def test_help_starts_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "cache-teacher" in done.stdout
+
+
+def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
+    copy = tmp_path / "tree"
+    ignored = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__", "*.zip")
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist"]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (copy / "dist").glob("interkd-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("pipeline", "kernels", "cli"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert f"interkd/{path.relative_to(ROOT)}" in names
+    assert "interkd/py.typed" in names

@@ -11,31 +11,28 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 
-from interkd.kernels.errors import ConfigError, CorpusError, TokenError
+from interkd.kernels.errors import ConfigError, CorpusError
 from interkd.pipeline.config import one_of
-from interkd.pipeline.corpus.audio import count_samples, decode, hash_samples, resampled_length
+from interkd.pipeline.corpus.checks import CASES, TOO_SHORT, check_audio, count_tokens
 from interkd.pipeline.corpus.manifest import Manifest, Utterance, write_manifest
 from interkd.pipeline.corpus.sources import BadRow, SourceRow, read_sources
 from interkd.pipeline.corpus.tokens import MODEL_FILE, TOKENS_FILE, Tokenizer
 from interkd.pipeline.files import temporary_name, write_json, write_text
-from interkd.pipeline.frames import FrameFormula
 from interkd.pipeline.progress import Reporter
 
 MANIFEST_FILE = "manifest.jsonl"
 SUMMARY_FILE = "summary.json"
 REJECTED_FILE = "rejected.jsonl"
 
-TOO_SHORT = "too short for CTC"
-_CASES: dict[str, Callable[[str], str]] = {"none": str, "upper": str.upper, "lower": str.lower}
 _TRAINABLE = ("characters", "bpe", "unigram")
 
 
@@ -151,7 +148,9 @@ def prepare(config: PrepareConfig, *, reporter: Reporter | None = None) -> Prepa
         tokenizer = _train(config, [utterance.text for _, utterance in sound])
     utterances, token_counts = [], []
     for row, utterance in sound:
-        result = _count_tokens(row, utterance, cast(Tokenizer, tokenizer), config)
+        result = count_tokens(
+            row, utterance, cast(Tokenizer, tokenizer), frame_shift_ms=config.frame_shift_ms
+        )
         if isinstance(result, int):
             utterances.append(utterance)
             token_counts.append(result)
@@ -171,7 +170,7 @@ def prepare(config: PrepareConfig, *, reporter: Reporter | None = None) -> Prepa
 
 
 def _check(config: PrepareConfig) -> None:
-    one_of("case", config.case, _CASES)
+    one_of("case", config.case, CASES)
     if (config.tokens is None) == (config.train is None):
         raise ConfigError("tokenizer", expected="either tokens to take or a kind to train")
     if config.train is not None:
@@ -186,70 +185,24 @@ def _check(config: PrepareConfig) -> None:
 def _check_rows(
     rows: Sequence[SourceRow], config: PrepareConfig, reporter: Reporter
 ) -> list[Utterance | BadRow]:
+    check = partial(
+        check_audio,
+        sample_rate=config.sample_rate,
+        case=config.case,
+        tolerance_seconds=config.tolerance_seconds,
+        tolerance_ratio=config.tolerance_ratio,
+    )
     reporter.begin("checking audio", len(rows))
     results = []
     try:
         # Decoding and hashing happen in C outside the interpreter's lock, so threads suffice.
         with ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
-            for result in pool.map(lambda row: _check_row(row, config), rows):
+            for result in pool.map(check, rows):
                 results.append(result)
                 reporter.advance(1)
     finally:
         reporter.end()
     return results
-
-
-def _check_row(row: SourceRow, config: PrepareConfig) -> Utterance | BadRow:
-    text = " ".join(_CASES[config.case](row.text).split())
-    if not text:
-        return _bad(row, "empty text", "the transcript is empty")
-    tolerance = max(config.tolerance_seconds, config.tolerance_ratio * row.duration_seconds)
-    try:
-        segment = decode(
-            row.audio_path,
-            utt_id=row.utt_id,
-            offset_seconds=row.offset_seconds,
-            source_samples=_segment_samples(row),
-            channel=row.channel,
-        )
-    except CorpusError as error:
-        return _bad(row, "audio", str(error))
-    seconds = len(segment.samples) / segment.rate
-    if abs(seconds - row.duration_seconds) > tolerance:
-        return _bad(
-            row,
-            "duration",
-            f"utterance '{row.utt_id}': {row.audio_path} has {seconds:.3f} s, "
-            f"the row claims {row.duration_seconds:.3f} s",
-        )
-    return Utterance(
-        utt_id=row.utt_id,
-        audio_path=row.audio_path,
-        samples=resampled_length(len(segment.samples), segment.rate, config.sample_rate),
-        sample_rate=config.sample_rate,
-        text=text,
-        speaker=row.speaker,
-        audio_hash=hash_samples(segment.samples, segment.rate),
-        source_rate=segment.rate,
-        offset_seconds=row.offset_seconds,
-        source_samples=None if segment.is_whole else len(segment.samples),
-        channel=row.channel,
-    )
-
-
-def _segment_samples(row: SourceRow) -> int | None:
-    if not row.is_segment:
-        return None
-    return count_samples(
-        row.audio_path,
-        utt_id=row.utt_id,
-        offset_seconds=row.offset_seconds,
-        duration_seconds=row.duration_seconds,
-    )
-
-
-def _bad(row: SourceRow, kind: str, reason: str) -> BadRow:
-    return BadRow(where=row.where, utt_id=row.utt_id, kind=kind, reason=reason)
 
 
 def _train(config: PrepareConfig, texts: list[str]) -> Tokenizer:
@@ -260,28 +213,6 @@ def _train(config: PrepareConfig, texts: list[str]) -> Tokenizer:
         vocab_size=cast(int, config.vocab_size),
         model_type=cast(Literal["bpe", "unigram"], config.train),
     )
-
-
-def _count_tokens(
-    row: SourceRow, utterance: Utterance, tokenizer: Tokenizer, config: PrepareConfig
-) -> int | BadRow:
-    """Tokens of the transcript, or why CTC cannot learn it."""
-    name = f"utterance '{utterance.utt_id}'"
-    try:
-        tokens = tokenizer.encode(utterance.text)
-    except TokenError as error:
-        return _bad(row, "text outside the tokens", f"{name}: {error}")
-    shift = round(config.frame_shift_ms * config.sample_rate / 1000)
-    frames = FrameFormula(((1, shift, 0),)).count(utterance.samples)
-    repeats = sum(a == b for a, b in pairwise(tokens))
-    if len(tokens) + repeats > frames:
-        return _bad(
-            row,
-            TOO_SHORT,
-            f"{name}: {frames} frames of {config.frame_shift_ms:g} ms for {len(tokens)} tokens "
-            f"and {repeats} blanks between repeats",
-        )
-    return len(tokens)
 
 
 def _summarise(

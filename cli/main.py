@@ -63,7 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command-line arguments; the process's own by default.
     """
     try:
-        interkd.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        interkd.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="interkd",
+            standalone_mode=False,
+        )
     except InterkdError as error:
         click.echo(f"interkd: error: {error}", err=True)
         sys.exit(2)

@@ -143,6 +143,28 @@ class Float16Quantiser:
 QUANTISERS: dict[str, Quantiser] = {q.name: q for q in (Log8Quantiser(), Float16Quantiser())}
 
 
+@overload
+def quantise(log_probs: Tensor, name: str) -> Tensor: ...
+@overload
+def quantise(log_probs: Float32Array, name: str) -> Array: ...
+def quantise(log_probs: Float32Array | Tensor, name: str) -> Array | Tensor:
+    """Codes of log-probabilities by the quantiser of that name; see `Quantiser.quantise`.
+
+    Raises:
+        StoreError: For an unknown quantiser, NaN, or values above 0 by more than rounding.
+    """
+    return get_quantiser(name).quantise(log_probs)
+
+
+def dequantise(codes: Array, name: str) -> Float32Array:
+    """Log-probabilities of codes by the quantiser of that name, float32.
+
+    Raises:
+        StoreError: For an unknown quantiser.
+    """
+    return get_quantiser(name).dequantise(codes)
+
+
 def get_quantiser(name: str) -> Quantiser:
     """The quantiser of that name.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import xxhash
 from interkd.kernels.errors import ConfigError, FingerprintError
 from interkd.pipeline.cache.codec import QUANTISERS
 from interkd.pipeline.cache.format import FORMAT_VERSION, MAX_ENTRIES_PER_FRAME
+from interkd.pipeline.cache.sealed import canonical_json
 from interkd.pipeline.frames import FrameFormula
 
 PRECISIONS = ("float32", "bfloat16")
@@ -130,16 +130,6 @@ class Fingerprint:
             "frame_formula": formula,
         }
         return cls(**fields)
-
-
-def canonical_json(values: Any) -> bytes:
-    """JSON with sorted keys, no white space, ASCII only: the bytes that digests are taken over.
-
-    Raises:
-        ValueError: For NaN and infinities.
-        TypeError: For values that JSON does not have.
-    """
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def check_same(

@@ -23,6 +23,7 @@ from interkd.pipeline.cache.groups import read_attributes, read_column, write_gr
 from interkd.pipeline.cache.metadata import StoreMetadata
 from interkd.pipeline.cache.part import Part, Problem
 from interkd.pipeline.cache.plan import PartPlan, plan_digest
+from interkd.pipeline.cache.sealed import seal, unseal
 
 REMEDY = "delete the folder 'index' and run cache-teacher again: it is made anew in seconds"
 
@@ -80,7 +81,7 @@ def write_index(root: Path, metadata: StoreMetadata, plan: PartPlan) -> None:
                 "part": np.repeat(np.arange(len(sizes)), sizes).astype("<i4"),
                 "row": np.concatenate([np.arange(size) for size in sizes]).astype("<i4"),
             },
-            metadata.index_attributes(),
+            seal(metadata.index_attributes(), what="index"),
         )
         publish_folder(temporary, root / INDEX_NAME)
     finally:
@@ -95,7 +96,7 @@ def read_index(root: Path, metadata: StoreMetadata) -> StoreIndex:
     """
     folder, where = root / INDEX_NAME, f"{root} {INDEX_NAME}"
     try:
-        attributes = read_attributes(folder, where=where)
+        attributes = unseal(read_attributes(folder, where=where), what=where, remedy=REMEDY)
         columns = {spec.name: read_column(folder, spec, where=where) for spec in INDEX_COLUMNS}
         utt_ids = unpack_utterance_ids(columns["utterance_id"])
     except CorruptStoreError as error:

@@ -129,7 +129,7 @@ def _column_bytes(sizes: dict[Path, int], fingerprint: Fingerprint) -> dict[str,
 
 
 def best_tokens(part: Part, fingerprint: Fingerprint) -> npt.NDArray[np.int64]:
-    """Most probable token of each frame, `(N,)`; of equal codes the entry that stands first."""
+    """Most probable token of each frame, `(N,)`; of equal codes the entry standing first."""
     counts = part.entries_per_frame
     if len(counts) == 0:
         return np.zeros(0, dtype=np.int64)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from interkd.kernels.errors import CorruptStoreError, FingerprintError, StoreError
 from interkd.pipeline.cache.files import write_text
-from interkd.pipeline.cache.fingerprint import Fingerprint, canonical_json
+from interkd.pipeline.cache.fingerprint import Fingerprint
 from interkd.pipeline.cache.format import FORMAT_NAME, FORMAT_VERSION, METADATA_FILE, part_name
 from interkd.pipeline.cache.groups import read_attributes
+from interkd.pipeline.cache.sealed import seal, unseal
 
 REBUILD = "write the cache again with cache-teacher, into another folder"
 
@@ -37,11 +36,11 @@ class StoreMetadata:
     summary: dict[str, Any] | None = None
 
     def part_attributes(self, index: int) -> dict[str, Any]:
-        """Attributes of a part's group: they tie the part to this store and to its place."""
+        """Of a part's group, what ties the part to this store and to its place."""
         return {"part": index, **self.index_attributes()}
 
     def index_attributes(self) -> dict[str, Any]:
-        """Attributes of the index's group."""
+        """Of the index's group, what ties it to this store."""
         return {"fingerprint": self.fingerprint.digest, "plan": self.plan_digest}
 
     def missing_parts(self, root: Path) -> list[int]:
@@ -65,11 +64,8 @@ def write_metadata(root: Path, metadata: StoreMetadata, *, replace: bool) -> Non
         },
         "summary": metadata.summary,
     }
-    try:
-        attributes["checksum"] = xxhash.xxh3_64_hexdigest(canonical_json(attributes))
-    except (TypeError, ValueError) as error:
-        raise StoreError("summary of the store", expected="JSON values", got=str(error)) from error
-    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    sealed = seal(attributes, what="summary of the store")
+    group = {"zarr_format": 3, "node_type": "group", "attributes": sealed}
     write_text(root / METADATA_FILE, json.dumps(group, indent=1) + "\n", replace=replace)
 
 
@@ -110,15 +106,7 @@ def read_metadata(root: Path) -> StoreMetadata:
             got=fingerprint["format_version"],
             remedy="read it with the interkd release that wrote it, or write the cache again",
         )
-    checksum = attributes.pop("checksum", None)
-    try:
-        computed = xxhash.xxh3_64_hexdigest(canonical_json(attributes))
-    except ValueError as error:  # a number that grew into infinity
-        raise CorruptStoreError(damaged, got=str(error), remedy=REBUILD) from error
-    if checksum != computed:
-        raise CorruptStoreError(
-            damaged, expected=f"checksum {computed}", got=checksum, remedy=REBUILD
-        )
+    attributes = unseal(attributes, what=str(root / METADATA_FILE), remedy=REBUILD)
     try:
         return StoreMetadata(
             fingerprint=Fingerprint.from_dict(fingerprint),

@@ -25,13 +25,13 @@ from interkd.pipeline.cache.format import (
 class EncodedUtterance:
     """One utterance's posteriors as the store keeps them. T frames, E entries.
 
-    Within a frame the entry of the highest probability stands first; the blank is always kept.
+    Within a frame tokens are distinct and the blank is among them.
 
     Attributes:
         utt_id: Utterance id.
         audio_hash: Hash of the decoded samples, 32 hexadecimal digits.
         entries_per_frame: uint8 `(T,)`, each at least 1.
-        tokens: Token of each entry, `(E,)` of the smallest unsigned dtype that holds V.
+        tokens: Token of each entry, any integer dtype, `(E,)`.
         log_prob_codes: Quantised log-probability of each entry, `(E,)`.
         samples: Samples of the audio.
     """
@@ -78,24 +78,34 @@ def join_utterances(
     """The columns of a part.
 
     Raises:
-        StoreError: Naming the utterance and column with another dtype or number of dimensions.
+        StoreError: Naming the utterance and column with another dtype or number of dimensions, or
+            the utterance with a token outside the vocabulary.
     """
     dtypes = {spec.name: spec.dtype for spec in column_specs(fingerprint)}
+    vocab_size = fingerprint.vocab_size
     for utterance in utterances:
         for name, values in (
             ("entries_per_frame", utterance.entries_per_frame),
             ("token", utterance.tokens),
             ("log_prob", utterance.log_prob_codes),
         ):
-            if values.ndim != 1 or values.dtype != dtypes[name]:
+            is_right = np.issubdtype(values.dtype, np.integer) and name == "token"
+            if values.ndim != 1 or not (is_right or values.dtype == dtypes[name]):
                 raise StoreError(
                     f"column '{name}' of utterance '{utterance.utt_id}'",
                     expected=f"one dimension of {dtypes[name]}",
                     got=f"{values.shape} of {values.dtype}",
                 )
+        outside = utterance.tokens[(utterance.tokens < 0) | (utterance.tokens >= vocab_size)]
+        if len(outside):
+            raise StoreError(
+                f"column 'token' of utterance '{utterance.utt_id}'",
+                expected=f"tokens below {vocab_size}",
+                got=outside[0],
+            )
     columns: dict[str, Array] = {
         "entries_per_frame": np.concatenate([u.entries_per_frame for u in utterances]),
-        "token": np.concatenate([u.tokens for u in utterances]),
+        "token": np.concatenate([u.tokens.astype(dtypes["token"]) for u in utterances]),
         "log_prob": np.concatenate([u.log_prob_codes for u in utterances]),
         "utterance_id": pack_utterance_ids([u.utt_id for u in utterances]),
         "audio_hash": pack_audio_hashes([u.audio_hash for u in utterances]),

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from interkd.kernels.errors import CorruptStoreError
-from interkd.pipeline.cache.format import Array
+from interkd.pipeline.cache.format import METADATA_FILE, Array
 from interkd.pipeline.cache.groups import REMAKE, read_attributes, read_column, write_group
 from interkd.pipeline.cache.metadata import StoreMetadata
 from interkd.pipeline.cache.part import Part, Problem, column_specs
+from interkd.pipeline.cache.sealed import seal, unseal
+
+FACTS = "facts"
 
 
 def write_part_folder(
-    folder: Path, index: int, columns: Mapping[str, Array], metadata: StoreMetadata
+    folder: Path,
+    index: int,
+    columns: Mapping[str, Array],
+    metadata: StoreMetadata,
+    facts: Mapping[str, Any],
 ) -> None:
     """Writes the columns of a part as a new Zarr group, then reads it back and checks it all.
 
     Raises:
+        StoreError: For facts that JSON cannot hold.
         CorruptStoreError: If what was read back is not what was written.
     """
-    write_group(folder, columns, metadata.part_attributes(index))
+    attributes = {**metadata.part_attributes(index), FACTS: dict(facts)}
+    write_group(folder, columns, seal(attributes, what=f"facts of part {index}"))
     written = read_part_folder(folder, index, metadata, where=str(folder))
     if written.digests.tobytes() != columns["digest"].tobytes():
         raise CorruptStoreError(f"{folder} reads back other digests than were written")
@@ -49,6 +59,26 @@ def digest_problems_of(part: Part, metadata: StoreMetadata, where: str) -> Itera
         yield from part.digest_problems(where)
 
 
+def read_facts(folder: Path, index: int, metadata: StoreMetadata, *, where: str) -> dict[str, Any]:
+    """The facts that were written with a part.
+
+    Raises:
+        CorruptStoreError: If the part's attributes are damaged or are another part's.
+    """
+    attributes = read_attributes(folder, where=where)
+    attributes = unseal(attributes, what=f"{where}: {METADATA_FILE}", remedy=REMAKE)
+    for key, expected in metadata.part_attributes(index).items():
+        if attributes.get(key) != expected:
+            raise CorruptStoreError(
+                f"{where}: is not this store's part {index}: {key}",
+                expected=expected,
+                got=attributes.get(key),
+                remedy=REMAKE,
+            )
+    facts: dict[str, Any] = attributes.get(FACTS, {})
+    return facts
+
+
 def load_part(
     folder: Path, index: int, metadata: StoreMetadata, *, where: str, problems: list[Problem]
 ) -> Part | None:
@@ -65,15 +95,7 @@ def load_part(
         The part, its columns not yet compared with each other; None where one cannot be read.
     """
     try:
-        attributes = read_attributes(folder, where=where)
-        expected = metadata.part_attributes(index)
-        if attributes != expected:
-            key = next((k for k in expected if attributes.get(k) != expected[k]), "attributes")
-            what = (
-                f"is not this store's part {index}: {key} expected {expected.get(key)}, "
-                f"got {attributes.get(key)}"
-            )
-            problems.append(Problem(where=where, what=what))
+        read_facts(folder, index, metadata, where=where)
     except CorruptStoreError as error:
         problems.append(_as_problem(error, where))
     columns: dict[str, Array] = {}

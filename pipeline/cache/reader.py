@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,6 +77,9 @@ class TeacherStore:
                 remedy="run cache-teacher again: it makes only what is missing",
             )
         return cls(root, metadata, read_index(root, metadata))
+
+    def __reduce__(self) -> tuple[Callable[[Path], TeacherStore], tuple[Path]]:
+        return TeacherStore.open, (self.path,)  # a spawned worker opens it anew
 
     @property
     def fingerprint(self) -> Fingerprint:

@@ -22,7 +22,7 @@ from interkd.pipeline.cache.format import INDEX_NAME, METADATA_FILE, part_name
 from interkd.pipeline.cache.index import write_index
 from interkd.pipeline.cache.metadata import StoreMetadata, read_metadata, write_metadata
 from interkd.pipeline.cache.part import EncodedUtterance, Part, Problem, join_utterances
-from interkd.pipeline.cache.part_io import write_part_folder
+from interkd.pipeline.cache.part_io import read_facts, write_part_folder
 from interkd.pipeline.cache.plan import PartPlan, plan_parts
 
 __all__ = ["EncodedUtterance", "PartPlan", "StoreWriter", "plan_parts"]
@@ -114,12 +114,20 @@ class StoreWriter:
         """Parts that no writer has finished yet, in order."""
         return self.metadata.missing_parts(self.path)
 
-    def write_part(self, index: int, utterances: Sequence[EncodedUtterance]) -> bool:
+    def write_part(
+        self,
+        index: int,
+        utterances: Sequence[EncodedUtterance],
+        *,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Writes one part: under a temporary name, read back, checked, made to last, renamed.
 
         Args:
             index: Which part of the plan.
             utterances: Its utterances, in the plan's order.
+            attributes: What stage one counted on the way, JSON values; kept with the part, so that
+                a restart need not run it again (`part_attributes`).
 
         Returns:
             Whether this copy now stands; False where another writer's stood first.
@@ -139,10 +147,23 @@ class StoreWriter:
         temporary = temporary_path(target)
         try:
             with _writing(self.path):
-                write_part_folder(temporary, index, columns, self.metadata)
+                write_part_folder(temporary, index, columns, self.metadata, attributes or {})
                 return publish_folder(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def part_attributes(self) -> list[dict[str, Any]]:
+        """The attributes given to `write_part`, of every part that stands, in order.
+
+        Raises:
+            CorruptStoreError: If a part's attributes are damaged or are another part's.
+        """
+        missing = set(self.missing_parts())
+        return [
+            read_facts(self.path / part_name(index), index, self.metadata, where=part_name(index))
+            for index in range(self.metadata.part_count)
+            if index not in missing
+        ]
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes the index, then the summary: from now on the store can be read.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ class StoreMaker:
             logits[np.arange(frames), generator.integers(vocab_size, size=frames)] = 0.0
         with np.errstate(divide="ignore"):
             total = np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        return (logits - total).astype(np.float32)
+        log_probs: Float32Array = (logits - total).astype(np.float32)
+        return log_probs
 
     def keep(self, log_probs: Float32Array, *, top_k: int, mass: float) -> Kept:
         """The fewest tokens that reach the mass, at most `top_k`, blank 0 always."""
@@ -77,9 +79,8 @@ class StoreMaker:
             order = np.argsort(-frame, kind="stable")
             reached = np.cumsum(np.exp(frame[order], dtype=np.float64))
             count = min(top_k, int(np.searchsorted(reached, mass)) + 1, len(frame))
-            chosen = order[:count].tolist()
-            if 0 not in chosen:
-                chosen = [*chosen[: top_k - 1], 0]
+            best = order[:count].tolist()
+            chosen = sorted(best if 0 in best else [*best[: top_k - 1], 0])
             entries.append(len(chosen))
             tokens += chosen
             kept += frame[chosen].tolist()
@@ -151,12 +152,18 @@ def maker() -> StoreMaker:
     return StoreMaker()
 
 
-@pytest.fixture
-def store(maker: StoreMaker, tmp_path: Path) -> Path:
-    """A finished store: 2 parts, 6 utterances, one of them without frames."""
+@pytest.fixture(scope="session")
+def written_store(maker: StoreMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fingerprint = maker.fingerprint()
     utterances = maker.utterances(fingerprint, [20, 0, 35, 1, 12, 30])
-    return maker.write(tmp_path / "train.teacher.zarr", utterances, fingerprint, parts=2)
+    path = tmp_path_factory.mktemp("written") / "store"
+    return maker.write(path, utterances, fingerprint, parts=2)
+
+
+@pytest.fixture
+def store(written_store: Path, tmp_path: Path) -> Path:
+    """A finished store to damage: 2 parts, 6 utterances, one of them without frames."""
+    return Path(shutil.copytree(written_store, tmp_path / "train.teacher.zarr"))
 
 
 @pytest.fixture(scope="session")

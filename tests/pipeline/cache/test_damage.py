@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -109,7 +109,7 @@ def test_a_flipped_bit_of_other_metadata(store: Path, group: str, flip: Flip) ->
     generator = np.random.default_rng(0)
     messages = []
     for file in sorted((store / group).rglob("zarr.json")):
-        for position in generator.integers(file.stat().st_size, size=10).tolist():
+        for position in generator.integers(file.stat().st_size, size=6).tolist():
             mask = 1 << int(generator.integers(8))
             flip(file, position, mask)
             try:
@@ -119,7 +119,7 @@ def test_a_flipped_bit_of_other_metadata(store: Path, group: str, flip: Flip) ->
             except StoreError as error:
                 messages.append(str(error))
             flip(file, position, mask)
-    assert len(messages) > 10
+    assert len(messages) > 8
     assert all(group in message for message in messages)
 
 
@@ -176,22 +176,22 @@ def test_a_missing_part(store: Path) -> None:
     [({"weights_sha256": "cd" * 32}, 0, "fingerprint"), ({}, 1, "plan")],
 )
 def test_a_part_of_another_store(
-    store: Path, tmp_path: Path, maker: StoreMaker, changes: dict[str, str], seed: int, key: str
+    store: Path, tmp_path: Path, maker: StoreMaker, changes: dict[str, Any], seed: int, key: str
 ) -> None:
     fingerprint = maker.fingerprint(**changes)
     utterances = maker.utterances(fingerprint, [20, 0, 35, 1, 12, 30][: 6 - seed], seed=seed)
     other = maker.write(tmp_path / "other", utterances, fingerprint, parts=2)
     shutil.rmtree(store / "part-00000")
     shutil.copytree(other / "part-00000", store / "part-00000")
-    with pytest.raises(CorruptStoreError, match=f"not this store's part 0: {key} expected"):
+    with pytest.raises(CorruptStoreError, match=f"not this store's part 0: {key}; expected"):
         read_all(store)
-    assert f"{key} expected" in verify(store).problems[0].what
+    assert f"{key}; expected" in verify(store).problems[0].what
 
 
 def test_a_part_in_anothers_place(store: Path) -> None:
     shutil.rmtree(store / "part-00000")
     shutil.copytree(store / "part-00001", store / "part-00000")
-    with pytest.raises(CorruptStoreError, match="part expected 0, got 1"):
+    with pytest.raises(CorruptStoreError, match="part 0: part; expected 0; got 1"):
         read_all(store)
     assert [p.where for p in verify(store).problems] == ["part-00000", "part-00000"]
 

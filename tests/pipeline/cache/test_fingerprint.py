@@ -60,8 +60,9 @@ def test_strict_reading_names_the_field(maker: StoreMaker, name: str) -> None:
     ],
 )
 def test_values_out_of_range(maker: StoreMaker, name: str, value: object) -> None:
+    changes: dict[str, Any] = {name: value}
     with pytest.raises(FingerprintError, match=f"'{name}'; expected"):
-        maker.fingerprint(**{name: value})
+        maker.fingerprint(**changes)
 
 
 @pytest.mark.parametrize("name", sorted(OTHER))

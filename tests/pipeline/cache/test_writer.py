@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from interkd.kernels.errors import CorruptStoreError, FingerprintError, StoreError
-from interkd.pipeline.cache import part_io, writer
+from interkd.pipeline.cache import groups, part_io, writer
 from interkd.pipeline.cache.files import publish_folder, temporary_path
 from interkd.pipeline.cache.fingerprint import Fingerprint
 from interkd.pipeline.cache.reader import TeacherStore
@@ -56,7 +56,10 @@ def test_a_store_is_resumed_part_by_part(
     path = tmp_path / "deep" / "store"
     first = StoreWriter.open(path, fingerprint, plan)
     assert first.missing_parts() == [0, 1, 2]
-    assert first.write_part(1, utterances[2:4])
+    assert first.write_part(1, utterances[2:4], attributes={"words": [3, 40]})
+    assert first.part_attributes() == [{"words": [3, 40]}]
+    with pytest.raises(StoreError, match=r"facts of part 0; expected JSON values"):
+        first.write_part(0, utterances[:2], attributes={"words": float("nan")})
     with pytest.raises(StoreError, match=r"2 missing, the first part-00000"):
         first.finish({})
     with pytest.raises(StoreError, match=r"2 missing \(part-00000, part-00002\)"):
@@ -66,6 +69,7 @@ def test_a_store_is_resumed_part_by_part(
     assert second.missing_parts() == [0, 2]
     assert second.write_part(0, utterances[:2])
     assert second.write_part(2, utterances[4:])
+    assert second.part_attributes() == [{}, {"words": [3, 40]}, {}]
     with pytest.raises(StoreError, match="is not finished"):
         TeacherStore.open(path)
     assert [p.where for p in verify(path).problems] == ["zarr.json", "index"]
@@ -178,7 +182,7 @@ def test_a_disk_that_gives_back_other_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     opened = StoreWriter.open(tmp_path / "store", fingerprint, plan)
-    write = part_io.write_group
+    write = groups.write_group
 
     def write_badly(path: Path, *rest: object) -> None:
         write(path, *rest)  # type: ignore[arg-type]
@@ -213,7 +217,9 @@ def test_only_what_was_planned_is_written(
         ("entries_per_frame", np.array([1, 1], np.int64), "of uint8; got"),
         ("tokens", np.array([0, 29], np.uint8), "tokens below 29, got 29"),
         ("tokens", np.array([0, 5], np.uint8), "blank once in each frame, got it 0 times"),
-        ("tokens", np.array([0, 0], np.uint16), "of uint8"),
+        ("tokens", np.array([0, -1], np.int32), "tokens below 29, got -1"),
+        ("tokens", np.array([0, 257], np.int32), "tokens below 29, got 257"),
+        ("tokens", np.array([0, 0], np.float32), "of uint8"),
         ("log_prob_codes", np.array([0], np.uint8), "expected 2 values, got 1"),
         ("log_prob_codes", np.array([0, 0], np.float16), "of uint8"),
     ],
@@ -314,14 +320,14 @@ for index in writer.missing_parts():
 def test_a_killed_process_leaves_whole_parts_only(
     tmp_path: Path, maker: StoreMaker, fingerprint: Fingerprint
 ) -> None:
-    utterances = maker.utterances(fingerprint, [8] * 40)
-    plan = maker.plan(utterances, 40)
+    utterances = maker.utterances(fingerprint, [8] * 24)
+    plan = maker.plan(utterances, 24)
     job, path = tmp_path / "job", tmp_path / "store"
     job.write_bytes(pickle.dumps((fingerprint, plan, utterances)))
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(job)])
     try:
         deadline = time.monotonic() + 60
-        while not (path / "part-00002").is_dir():
+        while not (path / "part-00001").is_dir():
             assert child.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.001)
@@ -334,7 +340,7 @@ def test_a_killed_process_leaves_whole_parts_only(
     opened = StoreWriter.open(path, fingerprint, plan)
     assert list(path.glob(".*")) == []
     missing = opened.missing_parts()
-    assert 0 < len(missing) < 38
+    assert 0 < len(missing) < 23
     problems = verify(path).problems
     assert {p.where for p in problems if "missing" not in p.what} == {"zarr.json", "index"}
     for index in missing:

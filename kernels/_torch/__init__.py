@@ -1,0 +1,1 @@
+"""Vectorised torch backends: any device."""

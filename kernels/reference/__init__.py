@@ -1,0 +1,1 @@
+"""The kernels in float64, plain and obviously right."""

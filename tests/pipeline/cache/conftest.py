@@ -152,6 +152,21 @@ def maker() -> StoreMaker:
     return StoreMaker()
 
 
+@pytest.fixture
+def fingerprint(maker: StoreMaker) -> Fingerprint:
+    return maker.fingerprint()
+
+
+@pytest.fixture
+def utterances(maker: StoreMaker, fingerprint: Fingerprint) -> list[EncodedUtterance]:
+    return maker.utterances(fingerprint, [20, 0, 35, 1, 12, 30])
+
+
+@pytest.fixture
+def plan(maker: StoreMaker, utterances: list[EncodedUtterance]) -> PartPlan:
+    return maker.plan(utterances, 3)
+
+
 @pytest.fixture(scope="session")
 def written_store(maker: StoreMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fingerprint = maker.fingerprint()

@@ -46,7 +46,7 @@ def test_the_golden_store_gives_its_values() -> None:
     assert targets.entry_offsets.tolist() == [0, 2, 3, 4, 6, 9]
     assert targets.tokens.tolist() == [0, 1, 0, 0, 0, 2, 0, 3, 4]
     expected = [-16.0 * (code / 255) ** 3 for code in CODES]
-    np.testing.assert_array_equal(targets.log_probs.numpy(), np.float32(expected))
+    np.testing.assert_array_equal(targets.log_probs.numpy(), np.array(expected, np.float32))
     assert list(decode_store(GOLDEN)) == [("utt-1", [2]), ("utt-ü-2", []), ("utt-3", [1])]
 
 

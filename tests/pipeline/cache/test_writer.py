@@ -1,12 +1,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +10,6 @@ import pytest
 
 from interkd.kernels.errors import CorruptStoreError, FingerprintError, StoreError
 from interkd.pipeline.cache import groups, part_io, writer
-from interkd.pipeline.cache.files import publish_folder, temporary_path
 from interkd.pipeline.cache.fingerprint import Fingerprint
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.verify import verify
@@ -24,27 +17,6 @@ from interkd.pipeline.cache.writer import EncodedUtterance, PartPlan, StoreWrite
 
 if TYPE_CHECKING:
     from tests.pipeline.cache.conftest import StoreMaker
-
-
-@pytest.fixture
-def fingerprint(maker: StoreMaker) -> Fingerprint:
-    return maker.fingerprint()
-
-
-@pytest.fixture
-def utterances(maker: StoreMaker, fingerprint: Fingerprint) -> list[EncodedUtterance]:
-    return maker.utterances(fingerprint, [20, 0, 35, 1, 12, 30])
-
-
-@pytest.fixture
-def plan(maker: StoreMaker, utterances: list[EncodedUtterance]) -> PartPlan:
-    return maker.plan(utterances, 3)
-
-
-def dead_process() -> int:
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
 
 
 def test_a_store_is_resumed_part_by_part(
@@ -252,98 +224,3 @@ def test_a_token_twice_in_a_frame_is_refused(tmp_path: Path, maker: StoreMaker) 
     )
     with pytest.raises(StoreError, match="token 4 stands twice in one frame"):
         maker.write(tmp_path / "store", [broken], maker.fingerprint())
-
-
-def test_two_writers_race_for_one_part(
-    tmp_path: Path,
-    fingerprint: Fingerprint,
-    utterances: list[EncodedUtterance],
-    plan: PartPlan,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    path = tmp_path / "store"
-    barrier = threading.Barrier(2)
-
-    def publish_together(temporary: Path, target: Path) -> bool:
-        barrier.wait()
-        return publish_folder(temporary, target)
-
-    monkeypatch.setattr(writer, "publish_folder", publish_together)
-    stands: list[bool] = []
-
-    def write() -> None:
-        stands.append(StoreWriter.open(path, fingerprint, plan).write_part(0, utterances[:2]))
-
-    threads = [threading.Thread(target=write) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(stands) == [False, True]
-    assert sorted(p.name for p in path.iterdir()) == ["part-00000", "zarr.json"]
-    assert not StoreWriter.open(path, fingerprint, plan).write_part(0, utterances[:2])
-
-
-def test_leftovers_of_the_dead_are_removed(
-    tmp_path: Path, fingerprint: Fingerprint, plan: PartPlan
-) -> None:
-    path = tmp_path / "store"
-    path.mkdir()
-    mine = temporary_path(path / "part-00000").name
-    pid = f".{os.getpid()}."
-    dead = mine.replace(pid, f".{dead_process()}.")
-    earlier_run = mine.replace(mine.split(".")[-2], "0123abcd-0")
-    living = mine.replace(pid, f".{os.getppid()}.")
-    elsewhere = dead.replace(".part-00000.", ".part-00000.other-host-than-")
-    for name in (mine, dead, earlier_run, living, elsewhere):
-        (path / name / "token").mkdir(parents=True)
-    metadata = dead.replace("part-00000", "zarr.json")
-    (path / metadata).write_text("{")
-    StoreWriter.open(path, fingerprint, plan)
-    left = {p.name for p in path.iterdir()}
-    assert left == {mine, living, elsewhere, "zarr.json"}
-
-
-CHILD = """
-import pickle, sys
-from interkd.pipeline.cache.writer import StoreWriter
-
-path, job = sys.argv[1:]
-with open(job, "rb") as file:
-    fingerprint, plan, utterances = pickle.load(file)
-writer = StoreWriter.open(path, fingerprint, plan)
-for index in writer.missing_parts():
-    writer.write_part(index, [utterances[i] for i in plan.parts[index]])
-"""
-
-
-def test_a_killed_process_leaves_whole_parts_only(
-    tmp_path: Path, maker: StoreMaker, fingerprint: Fingerprint
-) -> None:
-    utterances = maker.utterances(fingerprint, [8] * 24)
-    plan = maker.plan(utterances, 24)
-    job, path = tmp_path / "job", tmp_path / "store"
-    job.write_bytes(pickle.dumps((fingerprint, plan, utterances)))
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(job)])
-    try:
-        deadline = time.monotonic() + 60
-        while not (path / "part-00001").is_dir():
-            assert child.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        while not list(path.glob(".part-*.tmp/token")):
-            assert child.poll() is None
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-
-    opened = StoreWriter.open(path, fingerprint, plan)
-    assert list(path.glob(".*")) == []
-    missing = opened.missing_parts()
-    assert 0 < len(missing) < 23
-    problems = verify(path).problems
-    assert {p.where for p in problems if "missing" not in p.what} == {"zarr.json", "index"}
-    for index in missing:
-        assert opened.write_part(index, [utterances[i] for i in plan.parts[index]])
-    opened.finish({})
-    assert verify(path).problems == ()

@@ -26,8 +26,8 @@ def adaptive_topk(
         blank_index: Index of the blank.
 
     Returns:
-        Entries of each frame, int64 `(N,)`; their tokens, int32 `(E,)`, rising within a frame;
-        their log-probabilities, float32 `(E,)`.
+        Entries of each frame, int64 `(N,)`; their tokens, int32 `(E,)`, in each frame the most
+        probable first and the others rising; their log-probabilities, float32 `(E,)`.
 
     Raises:
         ShapeError: Unless `log_probs` is floating `(N, V)` with the blank among V, free of NaN.
@@ -79,10 +79,13 @@ def _keep(
     tokens = tokens.masked_fill(here, blank_index)
     kept = kept | here
 
-    ordered = tokens.masked_fill(~kept, vocab_size).sort(dim=1).values
-    kept = ordered < vocab_size
-    values = log_probs.gather(1, ordered.clamp(max=vocab_size - 1))
-    return kept.sum(1), ordered[kept].int(), values[kept]
+    # The most probable stays first, so that it is known whatever rounds the probabilities later;
+    # the others rise, which compresses best.
+    keys = tokens.masked_fill(~kept, vocab_size)
+    keys[:, 0] = -1
+    order = keys.sort(dim=1).indices
+    tokens, kept = tokens.gather(1, order), kept.gather(1, order)
+    return kept.sum(1), tokens[kept].int(), log_probs.gather(1, tokens)[kept]
 
 
 def _rank_keys(log_probs: Tensor) -> Tensor:

@@ -26,9 +26,10 @@ def adaptive_topk(
             reached += math.exp(frame[token])
         if blank_index not in kept:
             kept = [*kept[: max_tokens - 1], blank_index]
+        kept = [kept[0], *sorted(kept[1:])]
         counts.append(len(kept))
-        tokens += sorted(kept)
-        values += [frame[token] for token in sorted(kept)]
+        tokens += kept
+        values += [frame[token] for token in kept]
     return (
         torch.tensor(counts, dtype=torch.int64),
         torch.tensor(tokens, dtype=torch.int32),

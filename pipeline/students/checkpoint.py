@@ -28,12 +28,14 @@ class LoadedStudent:
 
     Attributes:
         model: In evaluation mode, on the device asked for.
+        config: Its shape.
         tokenizer: The tokenizer it was trained with.
         name: Where it came from, for reports.
         facts: What was written beside the weights: recipe, step, metrics.
     """
 
     model: Student
+    config: StudentConfig
     tokenizer: Tokenizer
     name: str
     facts: dict[str, Any]
@@ -114,7 +116,11 @@ def load_student(path: Path, *, device: torch.device | str = "cpu") -> LoadedStu
     model = Student(config, tokenizer.vocab_size)
     load_weights(model, folder / WEIGHTS_FILE)
     return LoadedStudent(
-        model=model.to(device).eval(), tokenizer=tokenizer, name=str(path), facts=facts
+        model=model.to(device).eval(),
+        config=config,
+        tokenizer=tokenizer,
+        name=str(path),
+        facts=facts,
     )
 
 

@@ -64,13 +64,13 @@ def test_the_mass_is_reached_with_the_fewest_tokens(device: torch.device) -> Non
     probs = torch.tensor([[0.05, 0.5, 0.3, 0.15], [0.97, 0.01, 0.01, 0.01]], device=device)
     counts, tokens, log_probs = adaptive_topk(probs.log(), max_tokens=4, mass=0.79)
     assert counts.tolist() == [3, 1]
-    assert tokens.tolist() == [0, 1, 2, 0]
-    torch.testing.assert_close(log_probs.exp().cpu(), torch.tensor([0.05, 0.5, 0.3, 0.97]))
+    assert tokens.tolist() == [1, 0, 2, 0]  # the most probable first, the others rising
+    torch.testing.assert_close(log_probs.exp().cpu(), torch.tensor([0.5, 0.05, 0.3, 0.97]))
 
 
 def test_the_blank_takes_the_last_place(device: torch.device) -> None:
     probs = torch.tensor([[0.05, 0.5, 0.3, 0.15]], device=device)
-    assert adaptive_topk(probs.log(), max_tokens=2, mass=0.79)[1].tolist() == [0, 1]
+    assert adaptive_topk(probs.log(), max_tokens=2, mass=0.79)[1].tolist() == [1, 0]
     assert adaptive_topk(probs.log(), max_tokens=1, mass=0.79)[1].tolist() == [0]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.audio_library import torchaudio
 from interkd.pipeline.students.config import ConformerConfig
+from interkd.pipeline.students.convolution import depthwise_over_time
 from interkd.pipeline.students.features import frame_mask
 
 ConformerLayer = torchaudio.models.conformer.ConformerLayer
@@ -36,12 +37,20 @@ class MaskedConformerLayer(ConformerLayer):  # type: ignore[misc]
             query, query, query, key_padding_mask=padding, need_weights=False
         )
         x = x + self.self_attn_dropout(attended.transpose(0, 1))
-        convolution = self.conv_module
-        hidden = convolution.layer_norm(x).transpose(1, 2)
-        hidden = convolution.sequential[:2](hidden).masked_fill(padding[:, None, :], 0.0)
-        x = x + convolution.sequential[2:](hidden).transpose(1, 2)
+        x = x + self._convolve(x, padding)
         x = x + 0.5 * self.ffn2(x)
         return cast(Tensor, self.final_layer_norm(x))
+
+    def _convolve(self, x: Tensor, padding: Tensor) -> Tensor:
+        """torchaudio's convolution module on `(B, T, D)`, with frames never transposed."""
+        module = self.conv_module
+        expand, _, depthwise, norm, activation, project, dropout = module.sequential
+        linear = nn.functional.linear
+        x = linear(module.layer_norm(x), expand.weight[:, :, 0], expand.bias)
+        x = nn.functional.glu(x, dim=-1).masked_fill(padding[:, :, None], 0.0)
+        x = depthwise_over_time(depthwise, x)
+        x = activation(norm(x.flatten(0, 1)).view(x.shape))
+        return cast(Tensor, dropout(linear(x, project.weight[:, :, 0], project.bias)))
 
 
 class ConformerEncoder(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from interkd.kernels.errors import ConfigError
@@ -19,21 +20,21 @@ class SeparableConvolution(nn.Module):
         padding = dilation * (kernel - 1) // 2
         # A dilated kernel spans dilation * (kernel - 1) + 1 frames: that is its formula's kernel.
         self.formula_step = (dilation * (kernel - 1) + 1, stride, padding)
-        self.depthwise = nn.Conv1d(
+        self.depthwise = nn.Conv2d(
             inputs,
             inputs,
-            kernel,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
+            (1, kernel),
+            stride=(1, stride),
+            padding=(0, padding),
+            dilation=(1, dilation),
             groups=inputs,
             bias=False,
         )
-        self.pointwise = nn.Conv1d(inputs, outputs, 1, bias=False)
-        self.norm = nn.BatchNorm1d(outputs)
+        self.pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, T)` to `(B, C', T')`, before the activation."""
+        """`(B, C, 1, T)` to `(B, C', 1, T')`, before the activation."""
         normed: Tensor = self.norm(self.pointwise(self.depthwise(x)))
         return normed
 
@@ -42,6 +43,9 @@ class JasperEncoder(nn.Module):
     """Stem, residual blocks, a dilated layer and a pointwise layer (Li et al. 2019, Jasper).
 
     Layers are counted as the convolutions in order: 1 is the stem, the last is the pointwise one.
+    Convolutions are 2-D over `(B, C, 1, T)`: with channels last they are several times faster on a
+    CPU than 1-D ones (docs/log.md, 2026-11-24), and the same elsewhere.
+
     A block's residual goes through a 1x1 convolution with batch norm and is added before the last
     activation of the block.
     """
@@ -67,7 +71,7 @@ class JasperEncoder(nn.Module):
         width = config.stem_channels
         for channels, kernel in zip(config.block_channels, config.block_kernels, strict=True):
             self.residuals.append(
-                nn.Sequential(nn.Conv1d(width, channels, 1, bias=False), nn.BatchNorm1d(channels))
+                nn.Sequential(nn.Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels))
             )
             for _ in range(config.repeat):
                 layers.append(SeparableConvolution(width, channels, kernel))
@@ -94,17 +98,20 @@ class JasperEncoder(nn.Module):
         """
         kernel, stride, padding = self.formula_steps[0]
         frame_lengths = (frame_lengths + 2 * padding - kernel) // stride + 1
-        x, block_input, mask = features, features, None
+        x = features[:, :, None]
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        block_input, mask = x, None
         outputs = []
         for index, layer in enumerate(self.layers):
             x = layer(x)
             if index in self.block_ends:
                 x = x + self.residuals[self.block_ends[index]](block_input)
             if mask is None:
-                mask = frame_mask(frame_lengths, x.shape[2])[:, None, :]
+                mask = frame_mask(frame_lengths, x.shape[3])[:, None, None, :]
             # Padding enters the next convolution as zeros, whatever the batch.
             x = self.dropout(nn.functional.relu(x)) * mask
             if index == 0 or index in self.block_ends:
                 block_input = x
-            outputs.append(x.transpose(1, 2))
+            outputs.append(x[:, :, 0].transpose(1, 2))
         return outputs, frame_lengths

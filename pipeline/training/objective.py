@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,46 +82,73 @@ class Objective:
                 None when no head distils.
             compared_lengths: Frames on which student and teacher are compared, int64 `(B,)`.
         """
-        frame_lengths = output.frame_lengths
-        selected = None if teacher is None else select_frames(teacher, self.selection)
-        scale = self._scale(frame_lengths, target_lengths)
-        zero = torch.zeros((), device=targets.device)
-        total, ctc_terms, distill_terms = zero, [], []
-        impossible = torch.zeros((), dtype=torch.int64, device=targets.device)
-        for logits, weight in zip(output.logits, self.weights, strict=True):
-            ctc = distill = zero
-            if weight.ctc:
-                losses = ctc_loss(
-                    logits,
-                    targets,
-                    frame_lengths,
-                    target_lengths,
-                    blank_index=self.blank_index,
-                )
-                possible = losses.isfinite()
-                impossible = (~possible).sum()
-                ctc = torch.where(possible, losses, 0.0).sum() * scale
-            if weight.distill and teacher is not None and compared_lengths is not None:
-                distill = scale * (
-                    sparse_divergence(
-                        logits,
-                        teacher,
-                        compared_lengths,
-                        divergence=self.divergence,
-                        tail=self.config.tail,
-                        selected=selected,
-                        temperature=self.config.temperature,
-                    ).sum()
-                )
-            total = total + weight.ctc * ctc + weight.distill * distill
-            ctc_terms.append(ctc.detach())
-            distill_terms.append(distill.detach())
+        ctc, impossible = self._ctc(output, targets, target_lengths)
+        distill = self._distill(output, teacher, compared_lengths)
+        scale = self._scale(output.frame_lengths, target_lengths)
+        ctc, distill = ctc.sum(1) * scale, distill.sum(1) * scale
+        weights = torch.tensor([[w.ctc, w.distill] for w in self.weights], device=ctc.device)
         return LossTerms(
-            total=total,
-            ctc=torch.stack(ctc_terms),
-            distill=torch.stack(distill_terms),
+            total=(weights * torch.stack([ctc, distill], 1)).sum(),
+            ctc=ctc.detach(),
+            distill=distill.detach(),
             impossible=impossible,
         )
+
+    def _ctc(
+        self, output: StudentOutput, targets: Tensor, target_lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """CTC loss `(H, B)`, 0 where a head has none, and the utterances without an alignment."""
+        heads = [index for index, weight in enumerate(self.weights) if weight.ctc]
+        losses = self._each_head(
+            heads,
+            output,
+            lambda logits: ctc_loss(
+                logits,
+                targets.repeat(len(heads), 1),
+                output.frame_lengths.repeat(len(heads)),
+                target_lengths.repeat(len(heads)),
+                blank_index=self.blank_index,
+            ),
+        )
+        possible = losses.isfinite()
+        return torch.where(possible, losses, 0.0), (~possible).any(0).sum()
+
+    def _distill(
+        self,
+        output: StudentOutput,
+        teacher: SparsePosteriors | None,
+        compared_lengths: Tensor | None,
+    ) -> Tensor:
+        """Divergence `(H, B)` in nats or squared probability, 0 where a head has none."""
+        heads = [index for index, weight in enumerate(self.weights) if weight.distill]
+        if teacher is None or compared_lengths is None:
+            return output.logits[-1].new_zeros(len(self.weights), len(output.frame_lengths)).float()
+        selected = select_frames(teacher, self.selection)
+        return self._each_head(
+            heads,
+            output,
+            lambda logits: sparse_divergence(
+                logits,
+                teacher.repeated(len(heads)),
+                compared_lengths.repeat(len(heads)),
+                divergence=self.divergence,
+                tail=self.config.tail,
+                selected=selected.repeat(len(heads)),
+                temperature=self.config.temperature,
+            ),
+        )
+
+    def _each_head(
+        self, heads: Sequence[int], output: StudentOutput, kernel: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Runs a kernel on some heads as one batch: a launch for all instead of one for each."""
+        batch = len(output.frame_lengths)
+        losses = torch.zeros(len(self.weights), batch, device=output.logits[-1].device)
+        if not heads:
+            return losses
+        logits = torch.stack([output.logits[index] for index in heads])
+        values = kernel(logits.flatten(0, 1)).reshape(len(heads), batch)
+        return losses.index_copy(0, torch.tensor(heads, device=losses.device), values)
 
     def _scale(self, frame_lengths: Tensor, target_lengths: Tensor) -> Tensor:
         if self.config.normalisation == "utterance":

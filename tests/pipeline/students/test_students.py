@@ -66,7 +66,7 @@ def test_padding_never_reaches_an_utterance(encoder: str, device: torch.device) 
     torch.manual_seed(0)
     student = Student(SMALL[encoder], 7).to(device).eval()
     for norm in student.modules():
-        if isinstance(norm, torch.nn.BatchNorm1d):
+        if isinstance(norm, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             norm.running_mean.normal_()  # type: ignore[union-attr]
             norm.bias.data.normal_()
     lengths = torch.tensor([16000, 7001, 12345], device=device)
@@ -76,8 +76,9 @@ def test_padding_never_reaches_an_utterance(encoder: str, device: torch.device) 
         alone = student(waveforms[row : row + 1, :length], lengths[row : row + 1])
         frames = int(alone.frame_lengths[0])
         assert frames == int(together.frame_lengths[row])
+        tolerance = 2e-5 if device.type == "cpu" else 2e-3  # convolutions run in TF32 there
         for one, many in zip(alone.logits, together.logits, strict=True):
-            torch.testing.assert_close(one[0, :frames], many[row, :frames], rtol=0, atol=2e-5)
+            torch.testing.assert_close(one[0, :frames], many[row, :frames], rtol=0, atol=tolerance)
 
 
 def test_jasper_mini_has_the_papers_weights_and_heads() -> None:

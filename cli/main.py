@@ -24,9 +24,15 @@ COMMANDS = {
         "interkd.cli.train:train_student_command",
         "Train a student from a teacher cache.",
     ),
-    "score": ("interkd.cli.score:score_command", "Error rates of a checkpoint, or of two compared."),
+    "score": (
+        "interkd.cli.score:score_command",
+        "Error rates of a checkpoint, or of two compared.",
+    ),
     "export": ("interkd.cli.export:export_command", "Write a checkpoint to ship, in float16."),
-    "cache": ("interkd.cli.cache:cache_command", "Look into a teacher cache: info, verify, decode."),
+    "cache": (
+        "interkd.cli.cache:cache_command",
+        "Look into a teacher cache: info, verify, decode.",
+    ),
 }
 
 

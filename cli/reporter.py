@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from interkd.pipeline.progress import Reporter
 
@@ -31,7 +37,8 @@ class TerminalReporter(Reporter):
             disable=not self.console.is_terminal,
         )
         self.progress.start()
-        self.task = self.progress.add_task(task, total=total, completed=done, figures="")
+        self.task = self.progress.add_task(task, total=total, figures="")
+        self.progress.update(self.task, completed=done)
 
     def advance(self, amount: float, figures: str = "") -> None:
         """Moves the bar."""

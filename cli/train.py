@@ -46,7 +46,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @_options
 @click.option("--store", type=click.Path(), help="Teacher cache (setting 'store').")
 def train_student_command(
-    config: Path | None, assignments: tuple[str, ...], out: str | None, resume: bool, store: str | None
+    config: Path | None,
+    assignments: tuple[str, ...],
+    out: str | None,
+    resume: bool,
+    store: str | None,
 ) -> None:
     """Train a student from a teacher cache; every field of the YAML by --set a.b=c.
 

@@ -34,7 +34,9 @@ class InterkdError(Exception):
         self.remedy = remedy
         parts = [what]
         if expected is not None or got is not None:
-            parts.append(f"expected {expected}, got {got}" if expected is not None else f"got {got}")
+            parts.append(
+                f"expected {expected}, got {got}" if expected is not None else f"got {got}"
+            )
         if remedy is not None:
             parts.append(remedy)
         super().__init__(" ".join("; ".join(parts).split()))

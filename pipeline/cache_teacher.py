@@ -265,7 +265,9 @@ class PartRunner:
         self.audio = AudioCache(0)
         self.threads = config.decode_threads or os.cpu_count() or 1
 
-    def encode(self, utterances: Sequence[Utterance], facts: PartFacts) -> Iterator[EncodedUtterance]:
+    def encode(
+        self, utterances: Sequence[Utterance], facts: PartFacts
+    ) -> Iterator[EncodedUtterance]:
         """Encoded utterances, in the order of their batches.
 
         Batches are formed within the part, so a restart forms the same ones.

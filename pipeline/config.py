@@ -32,7 +32,10 @@ def one_of(key: str, value: str, known: Iterable[str]) -> None:
     names = sorted(known)
     if value not in names:
         raise ConfigError(
-            f"unknown {key}", expected=" | ".join(names), got=repr(value), remedy=nearest(value, names)
+            f"unknown {key}",
+            expected=" | ".join(names),
+            got=repr(value),
+            remedy=nearest(value, names),
         )
 
 
@@ -65,7 +68,9 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
             or field.default_factory is not dataclasses.MISSING
         )
         if name not in arguments and not has_default:
-            raise ConfigError(f"missing setting '{where}.{name}'" if where else f"missing setting '{name}'")
+            raise ConfigError(
+                f"missing setting '{where}.{name}'" if where else f"missing setting '{name}'"
+            )
     return cls(**arguments)
 
 
@@ -110,7 +115,9 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
         for parent in parents:
             here = here.setdefault(parent, {})
             if not isinstance(here, dict):
-                raise ConfigError(f"--set {assignment}", expected=f"a section at '{parent}'", got=here)
+                raise ConfigError(
+                    f"--set {assignment}", expected=f"a section at '{parent}'", got=here
+                )
         here[leaf] = _parse_scalar(text)
     return values
 

@@ -59,7 +59,9 @@ def main() -> None:
         )  # fmt: skip
     interkd("score", "--compare", *(OUT / f"score-{recipe}" for recipe in RECIPES))
     teacher = json.loads((HERE / "teacher" / "test-report.json").read_text(encoding="utf-8"))
-    print(f"\nThe teacher's own test WER: {teacher['wer']:.2f} % with {teacher['weights']:,} weights.")
+    print(
+        f"\nThe teacher's own test WER: {teacher['wer']:.2f} % with {teacher['weights']:,} weights."
+    )
     print(f"Report: {(OUT / 'score-inter-kd' / 'report.html').resolve()}")
     print(f"The whole demo took {time.monotonic() - started:.0f} s.")
 

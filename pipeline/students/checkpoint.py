@@ -111,7 +111,9 @@ def load_student(path: Path, *, device: torch.device | str = "cpu") -> LoadedStu
         facts = json.loads((folder / STUDENT_FILE).read_text(encoding="utf-8"))
         config = build(StudentConfig, facts.pop("student"), where="student")
     except (OSError, KeyError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / STUDENT_FILE} is missing or damaged", got=error) from error
+        raise CheckpointError(
+            f"{folder / STUDENT_FILE} is missing or damaged", got=error
+        ) from error
     tokenizer = Tokenizer.load(folder)
     model = Student(config, tokenizer.vocab_size)
     load_weights(model, folder / WEIGHTS_FILE)

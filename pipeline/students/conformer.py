@@ -15,7 +15,7 @@ from interkd.pipeline.students.features import frame_mask
 ConformerLayer = torchaudio.models.conformer.ConformerLayer
 
 
-class MaskedConformerLayer(ConformerLayer):  # type: ignore[misc]
+class MaskedConformerLayer(ConformerLayer):  # type: ignore[misc,valid-type]
     """torchaudio's layer, except that padded frames enter the depthwise convolution as zeros.
 
     Without this an utterance's last frames depend on how much padding its batch has.
@@ -42,7 +42,7 @@ class MaskedConformerLayer(ConformerLayer):  # type: ignore[misc]
         return cast(Tensor, self.final_layer_norm(x))
 
     def _convolve(self, x: Tensor, padding: Tensor) -> Tensor:
-        """torchaudio's convolution module on `(B, T, D)`, with frames never transposed."""
+        """Torchaudio's convolution module on `(B, T, D)`, with frames never transposed."""
         module = self.conv_module
         expand, _, depthwise, norm, activation, project, dropout = module.sequential
         linear = nn.functional.linear
@@ -62,7 +62,9 @@ class ConformerEncoder(nn.Module):
     def __init__(self, config: ConformerConfig, feature_dim: int) -> None:
         super().__init__()
         if config.stride not in (1, 2, 4, 8):
-            raise ConfigError("student.conformer.stride", expected="1, 2, 4 or 8", got=config.stride)
+            raise ConfigError(
+                "student.conformer.stride", expected="1, 2, 4 or 8", got=config.stride
+            )
         width = config.subsampling_dim or config.dim
         strides = [2] * (config.stride.bit_length() - 1)
         strides = [1] * (2 - len(strides)) + strides
@@ -111,4 +113,3 @@ class ConformerEncoder(nn.Module):
             x = layer(x, padding_mask)
             outputs.append(x)
         return outputs, frame_lengths
-

@@ -38,7 +38,9 @@ class TorchScriptTeacher:
             with warnings.catch_warnings():
                 # torch steers authors towards torch.export; files that exist are still TorchScript.
                 warnings.filterwarnings("ignore", category=DeprecationWarning)
-                self.model = torch.jit.load(str(path), map_location=device).eval()
+                self.model = torch.jit.load(  # type: ignore[no-untyped-call]
+                    str(path), map_location=device
+                ).eval()
         except (RuntimeError, ValueError) as error:
             raise TeacherError(
                 f"{path} is not a TorchScript file", got=str(error).split("\n")[0]

@@ -26,9 +26,7 @@ class RunLog:
         epochs: Likewise the results of later epochs.
     """
 
-    def __init__(
-        self, run: Path, head_names: Sequence[str], *, step: int, epochs: int
-    ) -> None:
+    def __init__(self, run: Path, head_names: Sequence[str], *, step: int, epochs: int) -> None:
         self.path = run / "log.jsonl"
         self.head_names = head_names
         kept = []
@@ -46,7 +44,7 @@ class RunLog:
         self.pending: list[tuple[dict[str, Any], Tensor]] = []
 
     def step(self, row: dict[str, Any], figures: Tensor) -> None:
-        """Keeps a step: `figures` is `[loss, gradient norm, dropped, ctc a head, distill a head]`."""
+        """Keeps a step: figures are loss, gradient norm, dropped, CTC and divergence a head."""
         self.pending.append((row, figures))
 
     def flush(self) -> float | None:

@@ -44,7 +44,9 @@ class Objective:
     Source: docs/maths.md; each recipe's own in `recipes.RECIPES`.
     """
 
-    def __init__(self, config: ObjectiveConfig, head_names: Sequence[str], blank_index: int) -> None:
+    def __init__(
+        self, config: ObjectiveConfig, head_names: Sequence[str], blank_index: int
+    ) -> None:
         self.config = config
         self.weights = head_weights(config, len(head_names) - 1)
         self.divergence = config.divergence or RECIPES[config.recipe].divergence
@@ -155,4 +157,3 @@ class Objective:
             return 1.0 / torch.tensor(float(len(frame_lengths)), device=frame_lengths.device)
         lengths = frame_lengths if self.config.normalisation == "frame" else target_lengths
         return 1.0 / lengths.sum().clamp(min=1)
-

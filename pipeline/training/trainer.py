@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from interkd.kernels.errors import CheckpointError, ConfigError
@@ -24,10 +22,9 @@ from interkd.pipeline.corpus.batches import BatchSampler
 from interkd.pipeline.corpus.manifest import Manifest, read_manifest
 from interkd.pipeline.corpus.tokens import Tokenizer
 from interkd.pipeline.devices import resolve_device
-from interkd.pipeline.files import write_text
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.scoring.score import evaluate
-from interkd.pipeline.students.checkpoint import load_weights, save_student
+from interkd.pipeline.students.checkpoint import WEIGHTS_FILE, load_weights, save_student
 from interkd.pipeline.students.model import Student
 from interkd.pipeline.training.averaging import average_weights
 from interkd.pipeline.training.checkpoint import (
@@ -41,6 +38,7 @@ from interkd.pipeline.training.log import RunLog
 from interkd.pipeline.training.objective import Objective
 from interkd.pipeline.training.optimisers import learning_rate, make_optimiser
 from interkd.pipeline.training.recipes import uses_intermediate_heads, uses_teacher
+from interkd.pipeline.training.run_settings import begin_run, require_same_run, run_settings
 
 LOG_EVERY = 20
 
@@ -210,49 +208,22 @@ class Trainer:
 
     def _open_run(self, resume: bool) -> None:
         """A new run's folder, or the state of the one that is resumed."""
-        settings = {
-            key: value
-            for key, value in as_plain(self.config).items()
-            if key not in ("out", "device", "max_minutes")  # may change between two starts
-        }
-        settings["corpus"] = [self.train_manifest.digest, self.dev_manifest.digest]
-        settings["tokens"] = self.tokenizer.digest
-        path = self.config.out / "config.yaml"
-        last = self.checkpoints.pointed("last")
-        if resume:
-            if path.exists():
-                self._require_same_settings(settings, yaml.safe_load(path.read_text("utf-8")))
-            if last is None:
-                if path.exists():  # killed before the first checkpoint: start again
-                    return
-                raise CheckpointError(f"no run to resume at {self.config.out}")
-            folder = self.checkpoints.root / last
-            load_weights(self.model, folder / "model.safetensors")
-            state = load_trainer_state(folder, self.optimiser, self.device)
-            self.position = Position(**state["position"])
+        settings = run_settings(
+            self.config,
+            corpus=[self.train_manifest.digest, self.dev_manifest.digest],
+            tokens=self.tokenizer.digest,
+        )
+        if not resume:
+            begin_run(self.config.out, settings)
             return
-        if path.exists():
-            raise CheckpointError(
-                f"{self.config.out} holds a run already",
-                remedy="--resume goes on with it; another --out starts anew",
-            )
-        try:
-            self.config.out.mkdir(parents=True, exist_ok=True)
-            write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        except OSError as error:
-            raise ConfigError(f"cannot write to {self.config.out}", got=error.strerror) from error
-
-    def _require_same_settings(self, now: Any, then: Any, where: str = "") -> None:
-        if isinstance(now, dict) and isinstance(then, dict):
-            for key in now.keys() | then.keys():
-                self._require_same_settings(now.get(key), then.get(key), f"{where}.{key}".strip("."))
-        elif now != then:
-            raise ConfigError(
-                f"the run was started with another '{where}'",
-                expected=then,
-                got=now,
-                remedy="resume with the settings it was started with, or start a run of its own",
-            )
+        require_same_run(self.config.out, settings)
+        last = self.checkpoints.pointed("last")
+        if last is None:  # killed before the first checkpoint: start again
+            return
+        folder = self.checkpoints.root / last
+        load_weights(self.model, folder / WEIGHTS_FILE)
+        state = load_trainer_state(folder, self.optimiser, self.device)
+        self.position = Position(**state["position"])
 
     def run(self) -> TrainResult:
         """Trains to the end, the time limit or a stop signal."""
@@ -288,7 +259,9 @@ class Trainer:
             position.epoch, position.batch = position.epoch + 1, 0
             out_of_time = self._out_of_time()
             last = position.epoch == config.epochs or out_of_time
-            averaged = config.average_epochs and position.epoch > config.epochs - config.average_epochs
+            averaged = (
+                config.average_epochs and position.epoch > config.epochs - config.average_epochs
+            )
             if last or position.epoch % config.dev_every == 0 or averaged:
                 self._validate(f"epoch-{position.epoch:04d}")
             if out_of_time:
@@ -410,7 +383,11 @@ class Trainer:
 
     def _save(self, name: str, metrics: dict[str, Any]) -> None:
         folder = self.checkpoints.begin(name)
-        facts = {"objective": as_plain(self.config.objective), "step": self.position.step, **metrics}
+        facts = {
+            "objective": as_plain(self.config.objective),
+            "step": self.position.step,
+            **metrics,
+        }
         save_student(folder, self.model, self.config.student, self.tokenizer, facts)
         state = {"position": vars(self.position)}
         save_trainer_state(folder, self.optimiser, self.device, state)
@@ -422,15 +399,10 @@ class Trainer:
 
     def _average(self) -> None:
         """Averages the last epochs' weights and scores them as one more candidate for best."""
-        names: Sequence[str] = [
-            name
-            for name in self._epochs_to_average()
-            if (self.checkpoints.root / name / "model.safetensors").exists()
-        ]
-        average_weights(
-            self.model, [self.checkpoints.root / name / "model.safetensors" for name in names]
-        )
-        self.reporter.message(f"average of {len(names)} epochs")
+        files = [self.checkpoints.root / name / WEIGHTS_FILE for name in self._epochs_to_average()]
+        standing = [file for file in files if file.exists()]
+        average_weights(self.model, standing)
+        self.reporter.message(f"average of {len(standing)} epochs")
         self._validate("average")
 
     def close(self) -> None:

@@ -42,7 +42,10 @@ def test_nested_values_are_converted() -> None:
     ("values", "message"),
     [
         ({"path": "a", "rat": 1}, r"unknown setting 'rat'; did you mean 'rate'\?"),
-        ({"path": "a", "inner": {"widht": 1}}, r"unknown setting 'inner.widht'; did you mean 'width"),
+        (
+            {"path": "a", "inner": {"widht": 1}},
+            r"unknown setting 'inner.widht'; did you mean 'width",
+        ),
         ({}, "missing setting 'path'"),
         ({"path": "a", "limit": "x"}, "setting 'limit'; expected int, got 'x'"),
         ({"path": "a", "limit": True}, "setting 'limit'; expected int"),

@@ -42,7 +42,7 @@ class StridedModel(nn.Module):
 def write_script(folder: Path, model: nn.Module) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "tokens.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
-    torch.jit.script(model).save(str(folder / "teacher.pt"))
+    torch.jit.script(model).save(str(folder / "teacher.pt"))  # type: ignore[no-untyped-call]
     return folder / "teacher.pt"
 
 
@@ -68,7 +68,7 @@ def test_torchscript_formula_is_measured(
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 def test_weights_hash_is_of_the_weights(tmp_path: Path) -> None:
-    hashes = []
+    hashes: list[str] = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         file = write_script(tmp_path / f"{len(hashes)}", StridedModel(400, 320, 0))

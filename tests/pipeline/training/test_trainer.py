@@ -70,7 +70,8 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def last_weights(run: Path) -> dict[str, torch.Tensor]:
     pointer = json.loads((run / "last.json").read_text())
-    return load_file(run / pointer["checkpoint"] / "model.safetensors")
+    weights: dict[str, torch.Tensor] = load_file(run / pointer["checkpoint"] / "model.safetensors")
+    return weights
 
 
 def test_training_lowers_loss_and_error_rate(tone_corpus: Any, tmp_path: Path) -> None:
@@ -106,9 +107,7 @@ def wait_for_rows(run: Path, count: int, process: subprocess.Popen[bytes]) -> No
     raise AssertionError(f"no {count} rows: {(run.parent / 'output.txt').read_text()}")
 
 
-def test_killed_and_resumed_run_equals_an_undisturbed_one(
-    tone_corpus: Any, tmp_path: Path
-) -> None:
+def test_killed_and_resumed_run_equals_an_undisturbed_one(tone_corpus: Any, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "epochs": 6,
         "checkpoint_minutes": 0.002,
@@ -130,9 +129,7 @@ def test_killed_and_resumed_run_equals_an_undisturbed_one(
     assert leftovers == []
 
 
-def test_stop_signal_writes_a_checkpoint_and_exits_with_3(
-    tone_corpus: Any, tmp_path: Path
-) -> None:
+def test_stop_signal_writes_a_checkpoint_and_exits_with_3(tone_corpus: Any, tmp_path: Path) -> None:
     config = tiny(tone_corpus, tmp_path / "run", epochs=500, checkpoint_minutes=0.001)
     process = start(config)
     wait_for_rows(config.out, 3, process)

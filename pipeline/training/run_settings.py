@@ -1,0 +1,72 @@
+"""A run's settings on disk: written when it starts, compared when it is resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from interkd.kernels.errors import CheckpointError, ConfigError
+from interkd.pipeline.config import as_plain
+from interkd.pipeline.files import write_text
+from interkd.pipeline.training.config import TrainConfig
+
+SETTINGS_FILE = "config.yaml"
+MAY_CHANGE = ("out", "device", "max_minutes")  # between two starts of one run
+
+
+def run_settings(config: TrainConfig, *, corpus: list[str], tokens: str) -> dict[str, Any]:
+    """What decides a run's course: its settings and the digests of corpus and tokens."""
+    settings = {key: value for key, value in as_plain(config).items() if key not in MAY_CHANGE}
+    return {**settings, "corpus": corpus, "tokens": tokens}
+
+
+def begin_run(run: Path, settings: dict[str, Any]) -> None:
+    """Makes a new run's folder and writes its settings.
+
+    Raises:
+        CheckpointError: If a run stands there already.
+        ConfigError: If the folder cannot be written.
+    """
+    if (run / SETTINGS_FILE).exists():
+        raise CheckpointError(
+            f"{run} holds a run already",
+            remedy="--resume goes on with it; another --out starts anew",
+        )
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        write_text(run / SETTINGS_FILE, text)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {run}", got=error.strerror) from error
+
+
+def require_same_run(run: Path, settings: dict[str, Any]) -> None:
+    """Refuses to resume a run with other settings, another corpus or other tokens.
+
+    Raises:
+        CheckpointError: If no run stands there.
+        ConfigError: Naming the first setting that differs, with both values.
+    """
+    path = run / SETTINGS_FILE
+    if not path.exists():
+        raise CheckpointError(f"no run to resume at {run}")
+    try:
+        then = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged", got=error) from error
+    _require_same(settings, then, "")
+
+
+def _require_same(now: Any, then: Any, where: str) -> None:
+    if isinstance(now, dict) and isinstance(then, dict):
+        for key in [*now, *(key for key in then if key not in now)]:
+            _require_same(now.get(key), then.get(key), f"{where}.{key}".strip("."))
+    elif now != then:
+        raise ConfigError(
+            f"the run was started with another '{where}'",
+            expected=then,
+            got=now,
+            remedy="resume with the settings it was started with, or start a run of its own",
+        )

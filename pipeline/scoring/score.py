@@ -86,7 +86,7 @@ def score(config: ScoreConfig, *, reporter: Reporter | None = None) -> ScoreRepo
     utt_ids = [utterance.utt_id for utterance in manifest.utterances]
     format_trn(utt_ids, [""] * len(utt_ids))  # refuse unusable ids before the work, not after it
     student = load_student(config.checkpoint, device=device)
-    model_rate = student.model.features.mel.sample_rate
+    model_rate = student.model.features.sample_rate
     if manifest.sample_rate != model_rate:
         raise CorpusError(
             f"sample rate of {config.manifest}",

@@ -27,16 +27,17 @@ class LogMel(nn.Module):
     def __init__(self, config: FeatureConfig) -> None:
         super().__init__()
         window = round(config.sample_rate * config.window_ms / 1000)
+        self.sample_rate = config.sample_rate
         self.hop = round(config.sample_rate * config.hop_ms / 1000)
         self.fft = 1 << (window - 1).bit_length()
-        self.mel = torchaudio.transforms.MelSpectrogram(
-            sample_rate=config.sample_rate,
-            n_fft=self.fft,
-            win_length=window,
-            hop_length=self.hop,
-            n_mels=config.mels,
-            center=False,
+        filters = torchaudio.functional.melscale_fbanks(
+            self.fft // 2 + 1, 0.0, config.sample_rate / 2, config.mels, config.sample_rate
         )
+        # Constants of the settings: no part of a checkpoint, never cast with the weights.
+        self.window: Tensor
+        self.filters: Tensor
+        self.register_buffer("window", torch.hann_window(window), persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
 
     @property
     def formula(self) -> FrameFormula:
@@ -58,7 +59,17 @@ class LogMel(nn.Module):
             valid = frame_mask(sample_lengths, waveforms.shape[1])
             waveforms = torch.where(valid, waveforms, 0.0)
             padded = nn.functional.pad(waveforms, (self.fft // 2, self.fft // 2))
-            log_mel = self.mel(padded).add(LOG_FLOOR).log()
+            spectrum = torch.stft(
+                padded,
+                self.fft,
+                self.hop,
+                len(self.window),
+                self.window,
+                center=False,
+                return_complex=True,
+            )
+            power = torch.view_as_real(spectrum).square().sum(-1)  # abs().pow(2) is 3 times slower
+            log_mel = (power.mT @ self.filters).mT.add(LOG_FLOOR).log()
             frame_lengths = sample_lengths // self.hop + 1
             mask = frame_mask(frame_lengths, log_mel.shape[2])[:, None, :]
             count = frame_lengths[:, None, None]

@@ -24,7 +24,7 @@ class InterkdTeacher:
             weights_sha256=hash_weights(self.model.state_dict().items()),
             tokens=loaded.tokenizer.tokens,
             blank_index=loaded.tokenizer.blank_index,
-            sample_rate=self.model.features.mel.sample_rate,
+            sample_rate=self.model.features.sample_rate,
             frame_formula=self.model.frame_formula,
         )
 

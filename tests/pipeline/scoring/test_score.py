@@ -42,7 +42,7 @@ class Reader(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = SimpleNamespace(mel=SimpleNamespace(sample_rate=RATE))
+        self.features = SimpleNamespace(sample_rate=RATE)
         self.batches: list[list[int]] = []
         self.modes: set[bool] = set()
 
@@ -223,7 +223,7 @@ def test_unusable_ids_are_refused_before_the_work(
 
 
 def test_other_sample_rate_is_refused(model: Reader, config: ScoreConfig) -> None:
-    model.features.mel.sample_rate = 16000
+    model.features.sample_rate = 16000
     with pytest.raises(CorpusError, match="expected 16000, as runs/reader was trained, got 8000"):
         score(config)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from interkd.kernels.errors import CheckpointError, ConfigError
+from interkd.pipeline.audio_library import torchaudio
 from interkd.pipeline.corpus.tokens import Tokenizer
 from interkd.pipeline.students.checkpoint import load_student, save_student
 from interkd.pipeline.students.config import (
@@ -17,6 +18,7 @@ from interkd.pipeline.students.config import (
     JasperConfig,
     StudentConfig,
 )
+from interkd.pipeline.students.features import LogMel
 from interkd.pipeline.students.model import Student
 
 SMALL = {
@@ -139,3 +141,20 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "student.json").write_text('{"student": {"encoder": "conformer"}}')
     with pytest.raises(CheckpointError, match="weight"):
         load_student(tmp_path)
+
+
+def test_features_are_torchaudios(device: torch.device) -> None:
+    """Against torchaudio's MelSpectrogram on the same zero-padded signal."""
+    config = FeatureConfig(mels=40)
+    features = LogMel(config).to(device)
+    waveforms = 0.1 * torch.randn(1, 16000, device=device)
+    mel = torchaudio.transforms.MelSpectrogram(
+        sample_rate=16000, n_fft=512, win_length=400, hop_length=160, n_mels=40, center=False
+    ).to(device)
+    expected = mel(torch.nn.functional.pad(waveforms, (256, 256))).add(1e-6).log()
+    expected = (expected - expected.mean(2, keepdim=True)) / expected.var(
+        2, keepdim=True, correction=0
+    ).add(1e-5).sqrt()
+    got, lengths = features(waveforms, torch.tensor([16000], device=device))
+    assert lengths.tolist() == [101]
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-4)

@@ -34,9 +34,12 @@ def publish_folder(temporary: Path, path: Path) -> None:
     """Renames a finished folder to its name, replacing one that stands there.
 
     Everything is flushed to disk first, so a power cut cannot leave empty files behind the name.
+    Files get the folder's permissions: safetensors makes its own readable by the owner alone.
     """
+    permissions = temporary.stat().st_mode & 0o666
     for file in sorted(temporary.rglob("*")):
         if file.is_file():
+            file.chmod(permissions)
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
     if path.exists():

@@ -15,7 +15,6 @@ from interkd.cli.reporter import TerminalReporter
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.config import build, override, read_yaml
 from interkd.pipeline.training.config import TrainConfig
-from interkd.pipeline.training.objective import Objective
 from interkd.pipeline.training.trainer import TrainResult, train
 
 EXIT_STOPPED = 3
@@ -89,9 +88,7 @@ def _settings(
 
 
 def _run(config: TrainConfig, *, resume: bool) -> None:
-    reporter = TerminalReporter()
-    reporter.message(f"objective: {Objective.describe(config.objective)}")
-    result = train(config, resume=resume, reporter=reporter)
+    result = train(config, resume=resume, reporter=TerminalReporter())
     Console().print(_table(config, result))
     if not result.finished:
         sys.exit(EXIT_STOPPED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from interkd.pipeline.files import write_text
 from interkd.pipeline.training.config import TrainConfig
 
 SETTINGS_FILE = "config.yaml"
+LOG_FILE = "log.jsonl"
 MAY_CHANGE = ("out", "device", "max_minutes")  # between two starts of one run
 
 
@@ -40,6 +42,16 @@ def begin_run(run: Path, settings: dict[str, Any]) -> None:
         write_text(run / SETTINGS_FILE, text)
     except OSError as error:
         raise ConfigError(f"cannot write to {run}", got=error.strerror) from error
+
+
+def withdraw_run(run: Path) -> None:
+    """Takes back what a run wrote before its first checkpoint, and its folder if that is all."""
+    for name in ("tensorboard", "checkpoints"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    for name in (LOG_FILE, SETTINGS_FILE):
+        (run / name).unlink(missing_ok=True)
+    if not any(run.iterdir()):
+        run.rmdir()
 
 
 def require_same_run(run: Path, settings: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interkd.kernels.errors import CheckpointError, ConfigError
+from interkd.kernels.errors import CheckpointError, ConfigError, InterkdError
 from interkd.pipeline.audio_library import torchaudio
 from interkd.pipeline.cache.fingerprint import require_student_fits
 from interkd.pipeline.cache.reader import TeacherStore
@@ -38,7 +38,12 @@ from interkd.pipeline.training.log import RunLog
 from interkd.pipeline.training.objective import Objective
 from interkd.pipeline.training.optimisers import learning_rate, make_optimiser
 from interkd.pipeline.training.recipes import uses_intermediate_heads, uses_teacher
-from interkd.pipeline.training.run_settings import begin_run, require_same_run, run_settings
+from interkd.pipeline.training.run_settings import (
+    begin_run,
+    require_same_run,
+    run_settings,
+    withdraw_run,
+)
 
 LOG_EVERY = 20
 
@@ -99,11 +104,17 @@ def train(
         How it ended; the checkpoints are in `config.out`.
 
     Raises:
-        InterkdError: If corpus, store, settings or checkpoint do not fit; nothing is trained then.
+        InterkdError: If corpus, store, settings or checkpoint do not fit. A run that has no
+            checkpoint yet is then withdrawn, so that it can be started again once mended.
     """
     trainer = Trainer(config, resume=resume, reporter=reporter or Reporter())
     try:
         return trainer.run()
+    except InterkdError:
+        trainer.close()
+        if trainer.checkpoints.pointed("last") is None:
+            withdraw_run(config.out)
+        raise
     finally:
         trainer.close()
 
@@ -227,6 +238,7 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Trains to the end, the time limit or a stop signal."""
+        self.reporter.message(f"objective: {Objective.describe(self.config.objective)}")
         previous = self._catch_stop_signal()
         try:
             finished = self._run_epochs()

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import dask
+from dask import delayed
+from dask.callbacks import Callback
+
 from interkd.kernels.errors import CorruptStoreError
 from interkd.pipeline.cache.format import INDEX_NAME, METADATA_FILE, part_name
 from interkd.pipeline.cache.index import StoreIndex, read_index
@@ -37,7 +41,9 @@ class VerifyReport:
 
 
 def verify(path: Path | str, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Checks a store from the first byte to the last; it need not be finished.
+    """Checks a store from the first byte to the last, its parts side by side.
+
+    The store need not be finished.
 
     Args:
         path: The store.
@@ -61,11 +67,13 @@ def verify(path: Path | str, *, progress: Callable[[int, int], None] | None = No
     except CorruptStoreError as error:
         what = str(error).removeprefix(f"{root} {INDEX_NAME}").strip(": ,")
         problems.append(Problem(where=INDEX_NAME, what=what))
-    reports = []
-    for part in range(metadata.part_count):
-        reports.append(verify_part(root, part, metadata, index))
-        if progress is not None:
-            progress(part + 1, metadata.part_count)
+
+    def check(part: int) -> PartReport:
+        return verify_part(root, part, metadata, index)
+
+    tasks = [delayed(check)(part) for part in range(metadata.part_count)]
+    with _Progress(progress, metadata.part_count):
+        reports: tuple[PartReport, ...] = dask.compute(*tasks, scheduler="threads")
     return VerifyReport(
         path=root,
         parts=metadata.part_count,
@@ -74,6 +82,20 @@ def verify(path: Path | str, *, progress: Callable[[int, int], None] | None = No
         entries=sum(report.entries for report in reports),
         problems=(*problems, *(problem for report in reports for problem in report.problems)),
     )
+
+
+class _Progress(Callback):  # type: ignore[misc]
+    """Tells how many of dask's tasks are done."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        super().__init__(posttask=self._count)
+        self.progress = progress
+        self.done, self.total = 0, total
+
+    def _count(self, *_: object) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
 
 
 def verify_part(

@@ -15,7 +15,8 @@ from interkd.cli.reporter import TerminalReporter
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.config import build, override, read_yaml
 from interkd.pipeline.training.config import TrainConfig
-from interkd.pipeline.training.trainer import TrainResult, train
+from interkd.pipeline.training.position import TrainResult
+from interkd.pipeline.training.trainer import train
 
 EXIT_STOPPED = 3
 

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import signal
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from interkd.kernels.errors import CheckpointError, ConfigError, InterkdError
+from interkd.kernels.errors import CheckpointError, InterkdError
 from interkd.pipeline.audio_library import torchaudio
-from interkd.pipeline.cache.fingerprint import require_student_fits
-from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.config import as_plain
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import BatchSampler
-from interkd.pipeline.corpus.manifest import Manifest, read_manifest
-from interkd.pipeline.corpus.tokens import Tokenizer
 from interkd.pipeline.devices import resolve_device
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.scoring.score import evaluate
@@ -34,10 +29,12 @@ from interkd.pipeline.training.checkpoint import (
 )
 from interkd.pipeline.training.config import SpecAugmentConfig, TrainConfig
 from interkd.pipeline.training.data import Batch, BatchLoader
+from interkd.pipeline.training.inputs import open_store, read_corpus
 from interkd.pipeline.training.log import RunLog
 from interkd.pipeline.training.objective import Objective
 from interkd.pipeline.training.optimisers import learning_rate, make_optimiser
-from interkd.pipeline.training.recipes import uses_intermediate_heads, uses_teacher
+from interkd.pipeline.training.position import Position, TrainResult
+from interkd.pipeline.training.recipes import uses_intermediate_heads
 from interkd.pipeline.training.run_settings import (
     begin_run,
     require_same_run,
@@ -46,48 +43,6 @@ from interkd.pipeline.training.run_settings import (
 )
 
 LOG_EVERY = 20
-
-
-@dataclass
-class Position:
-    """Where a run stands; everything in it goes into each checkpoint.
-
-    Attributes:
-        epoch: Epochs finished.
-        batch: Batches of the current epoch that are done.
-        step: Optimiser steps taken.
-        seconds: Training time so far, over all starts, validation excluded.
-        best_wer: Lowest WER of the final head on dev, in percent.
-        best: Name of the checkpoint that reached it.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    best_wer: float | None = None
-    best: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """How a run ended.
-
-    Attributes:
-        run: Its folder.
-        finished: False if a stop signal or the time limit ended it: `resume` goes on.
-        steps: Optimiser steps taken.
-        seconds: Training time over all starts, validation excluded.
-        best_wer: Lowest WER of the final head on dev, in percent.
-        weights: Weights of the student, intermediate heads included.
-    """
-
-    run: Path
-    finished: bool
-    steps: int
-    seconds: float
-    best_wer: float | None
-    weights: int
 
 
 def train(
@@ -145,18 +100,17 @@ class Trainer:
         self.reporter = reporter
         self.device = resolve_device(config.device)
         self.checkpoints = CheckpointFolder(config.out)
-        self.train_manifest, self.dev_manifest, self.tokenizer = self._read_corpus()
+        self.corpus = read_corpus(config)
+        tokenizer = self.corpus.tokenizer
         torch.manual_seed(config.seed)
-        self.model = Student(config.student, self.tokenizer.vocab_size)
+        self.model = Student(config.student, tokenizer.vocab_size)
         self.model.augment = spec_augment(config.spec_augment)
-        store = self._open_store()
-        self.objective = Objective(
-            config.objective, self.model.head_names, self.tokenizer.blank_index
-        )
+        store = open_store(config, tokenizer, self.model.frame_formula)
+        self.objective = Objective(config.objective, self.model.head_names, tokenizer.blank_index)
         self.audio = AudioCache(int(config.data.audio_memory_gb * 2**30))
         self.loader = BatchLoader(
-            self.train_manifest,
-            self.tokenizer,
+            self.corpus.train,
+            tokenizer,
             self.audio,
             self.model.frame_formula,
             store=store,
@@ -165,7 +119,7 @@ class Trainer:
             pin=self.device.type == "cuda",
         )
         self.sampler = BatchSampler(
-            self.train_manifest.utterances,
+            self.corpus.train.utterances,
             max_seconds=config.data.batch_seconds,
             buckets=config.data.buckets,
             seed=config.seed,
@@ -184,45 +138,12 @@ class Trainer:
         self.stop_asked = False
         self.saved_at = time.monotonic()
 
-    def _read_corpus(self) -> tuple[Manifest, Manifest, Tokenizer]:
-        data = self.config.data
-        manifests = [read_manifest(path) for path in (data.train_manifest, data.dev_manifest)]
-        rate = self.config.student.features.sample_rate
-        for manifest in manifests:
-            if manifest.sample_rate != rate:
-                raise ConfigError(
-                    f"sample rate of {manifest.path}",
-                    expected=f"{rate} (student.features.sample_rate)",
-                    got=manifest.sample_rate,
-                )
-        tokenizer = Tokenizer.load(data.tokenizer or data.train_manifest.parent)
-        return manifests[0], manifests[1], tokenizer
-
-    def _open_store(self) -> TeacherStore | None:
-        config = self.config
-        if not uses_teacher(config.objective):
-            return None
-        if config.store is None:
-            raise ConfigError(
-                f"recipe '{config.objective.recipe}' learns from a teacher",
-                expected="a teacher cache (--store)",
-            )
-        store = TeacherStore.open(config.store)
-        require_student_fits(
-            store.fingerprint,
-            tokens=self.tokenizer.tokens,
-            blank_index=self.tokenizer.blank_index,
-            sample_rate=config.student.features.sample_rate,
-            frame_shift_samples=self.model.frame_formula.shift_samples,
-        )
-        return store
-
     def _open_run(self, resume: bool) -> None:
         """A new run's folder, or the state of the one that is resumed."""
         settings = run_settings(
             self.config,
-            corpus=[self.train_manifest.digest, self.dev_manifest.digest],
-            tokens=self.tokenizer.digest,
+            corpus=[self.corpus.train.digest, self.corpus.dev.digest],
+            tokens=self.corpus.tokenizer.digest,
         )
         if not resume:
             begin_run(self.config.out, settings)
@@ -351,8 +272,8 @@ class Trainer:
         position = self.position
         results = evaluate(
             self.model,
-            self.tokenizer,
-            self.dev_manifest,
+            self.corpus.tokenizer,
+            self.corpus.dev,
             device=self.device,
             max_seconds=self.config.data.batch_seconds,
             audio_cache=self.audio,
@@ -400,7 +321,7 @@ class Trainer:
             "step": self.position.step,
             **metrics,
         }
-        save_student(folder, self.model, self.config.student, self.tokenizer, facts)
+        save_student(folder, self.model, self.config.student, self.corpus.tokenizer, facts)
         state = {"position": vars(self.position)}
         save_trainer_state(folder, self.optimiser, self.device, state)
         self.checkpoints.publish(folder, name)

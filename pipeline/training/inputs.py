@@ -1,0 +1,71 @@
+"""What a run reads: manifests, tokenizer and teacher cache, checked against its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interkd.kernels.errors import ConfigError
+from interkd.pipeline.cache.fingerprint import require_student_fits
+from interkd.pipeline.cache.reader import TeacherStore
+from interkd.pipeline.corpus.manifest import Manifest, read_manifest
+from interkd.pipeline.corpus.tokens import Tokenizer
+from interkd.pipeline.frames import FrameFormula
+from interkd.pipeline.training.config import TrainConfig
+from interkd.pipeline.training.recipes import uses_teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Both splits and their tokenizer."""
+
+    train: Manifest
+    dev: Manifest
+    tokenizer: Tokenizer
+
+
+def read_corpus(config: TrainConfig) -> Corpus:
+    """Reads manifests and tokenizer.
+
+    Raises:
+        CorpusError: If one of them cannot be read.
+        ConfigError: If a manifest has another sample rate than the student.
+    """
+    data, rate = config.data, config.student.features.sample_rate
+    manifests = [read_manifest(path) for path in (data.train_manifest, data.dev_manifest)]
+    for manifest in manifests:
+        if manifest.sample_rate != rate:
+            raise ConfigError(
+                f"sample rate of {manifest.path}",
+                expected=f"{rate} (student.features.sample_rate)",
+                got=manifest.sample_rate,
+            )
+    tokenizer = Tokenizer.load(data.tokenizer or data.train_manifest.parent)
+    return Corpus(train=manifests[0], dev=manifests[1], tokenizer=tokenizer)
+
+
+def open_store(
+    config: TrainConfig, tokenizer: Tokenizer, formula: FrameFormula
+) -> TeacherStore | None:
+    """Opens the teacher cache, or None for objectives without a teacher.
+
+    Raises:
+        ConfigError: If the recipe learns from a teacher and there is no store.
+        StoreError: If the store cannot be read.
+        FingerprintError: If it has other tokens, another sample rate or frame shift.
+    """
+    if not uses_teacher(config.objective):
+        return None
+    if config.store is None:
+        raise ConfigError(
+            f"recipe '{config.objective.recipe}' learns from a teacher",
+            expected="a teacher cache (--store)",
+        )
+    store = TeacherStore.open(config.store)
+    require_student_fits(
+        store.fingerprint,
+        tokens=tokenizer.tokens,
+        blank_index=tokenizer.blank_index,
+        sample_rate=config.student.features.sample_rate,
+        frame_shift_samples=formula.shift_samples,
+    )
+    return store

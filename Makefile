@@ -22,7 +22,7 @@ bench: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
-# The constraints keep the tested torch; a bare install would take the newest with its CUDA packages.
+# The constraints keep the tested torch; a bare install would take the newest one.
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -67,8 +67,12 @@ def train_teacher_command(
 ) -> None:
     """Train a CTC teacher: the same trainer with the plain ctc recipe."""
     values = _settings(config, assignments, out=out)
-    recipe = values.setdefault("objective", {}).setdefault("recipe", "ctc")
+    if values.get("objective") is None:
+        values["objective"] = {}
+    if isinstance(values["objective"], dict):
+        values["objective"].setdefault("recipe", "ctc")
     settings = build(TrainConfig, values)
+    recipe = settings.objective.recipe
     if recipe not in ("ctc", "inter-ctc") or settings.store is not None:
         raise ConfigError(
             "a teacher learns from transcripts alone",

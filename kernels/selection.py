@@ -106,12 +106,18 @@ def select_frames(teacher: SparsePosteriors, selection: FrameSelection | str) ->
 
 
 def _most_probable(teacher: SparsePosteriors) -> Tensor:
-    """Most probable kept token of each frame, int64 `(N,)`; the blank where none is kept."""
+    """Most probable kept token of each frame, int64 `(N,)`; the blank where none is kept.
+
+    Of equal log-probabilities the earliest entry's: rounding may have made them equal, and a store
+    keeps the teacher's argmax first.
+    """
     counts = teacher.entry_offsets.diff()
     owner = torch.repeat_interleave(counts)
     peak = torch.full_like(counts, -torch.inf, dtype=torch.float32)
     peak = peak.scatter_reduce(0, owner, teacher.log_probs, "amax")
     at_peak = teacher.log_probs == peak[owner]
-    tokens = torch.where(at_peak, teacher.tokens.long(), teacher.vocab_size)
-    lowest = torch.full_like(counts, teacher.vocab_size).scatter_reduce(0, owner, tokens, "amin")
-    return torch.where(counts > 0, lowest, teacher.blank_index)
+    entry = torch.arange(len(owner), device=owner.device)
+    first = torch.where(at_peak, entry, len(owner))
+    earliest = torch.full_like(counts, len(owner)).scatter_reduce(0, owner, first, "amin")
+    with_spare = torch.nn.functional.pad(teacher.tokens.long(), (0, 1), value=teacher.blank_index)
+    return with_spare[earliest]

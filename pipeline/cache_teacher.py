@@ -14,7 +14,7 @@ from interkd.pipeline.cache.format import INDEX_NAME, METADATA_FILE
 from interkd.pipeline.cache.inspect import info
 from interkd.pipeline.cache.plan import PartPlan, plan_parts
 from interkd.pipeline.cache.writer import StoreWriter
-from interkd.pipeline.config import one_of
+from interkd.pipeline.config import in_range, one_of
 from interkd.pipeline.corpus.manifest import Manifest, read_manifest
 from interkd.pipeline.devices import resolve_device
 from interkd.pipeline.progress import Reporter
@@ -57,11 +57,8 @@ class CacheTeacherConfig:
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
-        for name in ("part_minutes", "batch_seconds"):
-            if not (value := getattr(self, name)) > 0:
-                raise ConfigError(name, expected="above 0", got=value)
-        if self.decode_threads is not None and self.decode_threads < 1:
-            raise ConfigError("decode_threads", expected="at least 1", got=self.decode_threads)
+        in_range("", self, "part_minutes", "batch_seconds", above=0)
+        in_range("", self, "decode_threads", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -37,6 +38,44 @@ def one_of(key: str, value: str, known: Iterable[str]) -> None:
             got=repr(value),
             remedy=nearest(value, names),
         )
+
+
+def in_range(
+    section: str,
+    settings: Any,
+    *names: str,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Refuses settings out of range, infinite or NaN; of a tuple each number, never a None.
+
+    Args:
+        section: Dotted path of the settings, with its dot at the end; empty for the top.
+        settings: The dataclass.
+        names: Its fields to check.
+        above: Exclusive lower limit.
+        at_least: Inclusive lower limit.
+        below: Exclusive upper limit.
+        at_most: Inclusive upper limit.
+
+    Raises:
+        ConfigError: Naming the first setting out of range, its limits and its value.
+    """
+    limits = {"above": above, "at least": at_least, "below": below, "at most": at_most}
+    expected = ", ".join(f"{word} {limit}" for word, limit in limits.items() if limit is not None)
+    for name in names:
+        value = getattr(settings, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not (
+                math.isfinite(number)
+                and (above is None or number > above)
+                and (at_least is None or number >= at_least)
+                and (below is None or number < below)
+                and (at_most is None or number <= at_most)
+            ):
+                raise ConfigError(f"{section}{name}", expected=expected, got=value)
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
@@ -113,7 +152,9 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
         *parents, leaf = path.split(".")
         here = values
         for parent in parents:
-            here = here.setdefault(parent, {})
+            if here.get(parent) is None:  # absent, or a YAML section with nothing under it
+                here[parent] = {}
+            here = here[parent]
             if not isinstance(here, dict):
                 raise ConfigError(
                     f"--set {assignment}", expected=f"a section at '{parent}'", got=here

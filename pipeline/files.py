@@ -23,6 +23,7 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -42,6 +43,18 @@ def publish_folder(temporary: Path, path: Path) -> None:
             file.chmod(permissions)
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+    former = path.with_name(f"{temporary.name}.former")
     if path.exists():
-        shutil.rmtree(path)
+        path.rename(former)
     temporary.rename(path)
+    sync_folder(path.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the names in a folder to disk, so that a rename survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -26,11 +26,12 @@ student() { # NAME SETTINGS...
   done
 }
 mkdir -p $out
-student ctc --set objective.recipe=ctc "$@" &
-student inter-ctc --set objective.recipe=inter-ctc "$@" &
-student inter-kd --set objective.recipe=inter-kd "$@" &
-student inter-kd-2 --set objective.recipe=inter-kd --set objective.distill_weight=2.0 "$@" &
-wait
+pids=()
+student ctc --set objective.recipe=ctc "$@" & pids+=($!)
+student inter-ctc --set objective.recipe=inter-ctc "$@" & pids+=($!)
+student inter-kd --set objective.recipe=inter-kd "$@" & pids+=($!)
+student inter-kd-2 --set objective.recipe=inter-kd --set objective.distill_weight=2.0 "$@" & pids+=($!)
+for pid in "${pids[@]}"; do wait "$pid"; done
 for name in ctc inter-ctc inter-kd inter-kd-2; do
   echo "== $name"
   tail -n 10 $out/$name.txt

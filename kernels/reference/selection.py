@@ -20,10 +20,9 @@ def select_frames(teacher: SparsePosteriors, selection: FrameSelection | str) ->
     for b in range(teacher.batch_size):
         spiking = []
         for n in range(frame_offsets[b], frame_offsets[b + 1]):
-            entries = [
-                (-log_probs[e], tokens[e]) for e in range(entry_offsets[n], entry_offsets[n + 1])
-            ]
-            spiking.append(bool(entries) and min(entries)[1] != teacher.blank_index)
+            entries = range(entry_offsets[n], entry_offsets[n + 1])
+            best = max(entries, key=lambda e: (log_probs[e], -e), default=None)
+            spiking.append(best is not None and tokens[best] != teacher.blank_index)
         for t in range(len(spiking)):
             window = spiking[max(0, t - selection.radius) : t + selection.radius + 1]
             selected.append(selection.kind == "all" or any(window))

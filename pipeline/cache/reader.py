@@ -82,6 +82,11 @@ class TeacherStore:
         return TeacherStore.open, (self.path,)  # a spawned worker opens it anew
 
     @property
+    def digest(self) -> str:
+        """Tells this store from any other: the digests of its fingerprint and of its plan."""
+        return f"{self.metadata.fingerprint.digest}-{self.metadata.plan_digest}"
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """What the store was made with."""
         return self.metadata.fingerprint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from interkd.kernels.errors import ConfigError
-from interkd.pipeline.config import one_of
+from interkd.pipeline.config import in_range, one_of
 
 ENCODERS = ("conformer", "jasper-mini")
 
@@ -18,6 +18,9 @@ class FeatureConfig:
     mels: int = 80
     window_ms: float = 25.0
     hop_ms: float = 10.0
+
+    def __post_init__(self) -> None:
+        in_range("student.features.", self, "sample_rate", "mels", "window_ms", "hop_ms", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,22 @@ class ConformerConfig:
     dropout: float = 0.1
     stride: int = 2
     subsampling_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        section = "student.conformer."
+        sizes = ("dim", "layers", "attention_heads", "feed_forward_dim", "subsampling_dim")
+        in_range(section, self, *sizes, "convolution_kernel", at_least=1)
+        in_range(section, self, "dropout", at_least=0, below=1)
+        if self.dim % self.attention_heads:
+            raise ConfigError(
+                f"{section}dim",
+                expected=f"a multiple of attention_heads ({self.attention_heads})",
+                got=self.dim,
+            )
+        if self.convolution_kernel % 2 == 0:
+            raise ConfigError(
+                f"{section}convolution_kernel", expected="odd", got=self.convolution_kernel
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +79,17 @@ class JasperConfig:
     dilated_kernel: int = 29
     last_channels: tuple[int, ...] = (512, 1024)
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        section = "student.jasper."
+        in_range(section, self, "stride", "stem_channels", "stem_kernel", "repeat", at_least=1)
+        in_range(section, self, "block_channels", "block_kernels", "last_channels", at_least=1)
+        in_range(section, self, "dilated_kernel", at_least=1)
+        if any(kernel % 2 == 0 for kernel in self.block_kernels):
+            raise ConfigError(
+                f"{section}block_kernels", expected="odd sizes", got=list(self.block_kernels)
+            )
+        in_range(section, self, "dropout", at_least=0, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,6 +87,10 @@ class ConformerEncoder(nn.Module):
         )
         self.layer_dims = (config.dim,) * config.layers
 
+    def layer_weights(self) -> list[int]:
+        """Weights of each layer; the others stand before the first."""
+        return [sum(p.numel() for p in layer.parameters()) for layer in self.layers]
+
     def forward(self, features: Tensor, frame_lengths: Tensor) -> tuple[list[Tensor], Tensor]:
         """The output of every layer.
 

@@ -86,6 +86,13 @@ class JasperEncoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.formula_steps = (stem.formula_step,)
 
+    def layer_weights(self) -> list[int]:
+        """Weights of each layer, the way around a block with the layer that ends it."""
+        weights = [sum(p.numel() for p in layer.parameters()) for layer in self.layers]
+        for layer, block in self.block_ends.items():
+            weights[layer] += sum(p.numel() for p in self.residuals[block].parameters())
+        return weights
+
     def forward(self, features: Tensor, frame_lengths: Tensor) -> tuple[list[Tensor], Tensor]:
         """The output of every layer.
 

@@ -74,7 +74,7 @@ class Student(nn.Module):
     @property
     def weight_counts(self) -> tuple[int, ...]:
         """Weights needed to run up to each head, the final head last."""
-        layers = [sum(p.numel() for p in layer.parameters()) for layer in self.encoder.layers]
+        layers = self.encoder.layer_weights()
         everything = sum(p.numel() for p in self.encoder.parameters())
         front = everything - sum(layers)
         heads = [sum(p.numel() for p in head.parameters()) for head in self.heads]

@@ -81,6 +81,11 @@ class TorchaudioTeacher:
                 state = bundle._get_state_dict(None)
             else:
                 state = torch.load(weights, map_location="cpu", weights_only=True)
+                if len(state.get("aux.bias", ())) > bundle._params["aux_num_out"]:
+                    # The file that torchaudio downloads has unused outputs, which it strips too.
+                    torchaudio.pipelines._wav2vec2.utils._remove_aux_axes(
+                        state, bundle._remove_aux_axis
+                    )
             self.model.load_state_dict(state)
         except Exception as error:  # torch and urllib raise a dozen kinds here
             source = weights or "torchaudio's server"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -47,7 +48,10 @@ class TorchScriptTeacher:
             ) from error
         self.precision = precision
         weights = [*self.model.named_parameters(), *self.model.named_buffers()]
-        weights_sha256 = hash_weights(weights)
+        # A frozen module holds its weights as constants of its code: then the file is the weights.
+        weights_sha256 = (
+            hash_weights(weights) if weights else hashlib.sha256(path.read_bytes()).hexdigest()
+        )
         if any(weight.dtype == torch.float16 for _, weight in weights) and device.type == "cpu":
             self.model = self.model.float()
         self.info = TeacherInfo(

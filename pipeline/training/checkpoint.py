@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from torch import Tensor
 from interkd.kernels.errors import CheckpointError
 from interkd.pipeline.files import publish_folder, temporary_name, write_json
 
+_CHECKPOINT = re.compile(r"(epoch|step)-\d+|average")
+_LEFTOVER = re.compile(r"\..+?\.(?P<host>.+)\.(?P<pid>\d+)\.tmp(\.former)?")
 STATE_FILE = "trainer.json"
 TENSORS_FILE = "trainer.safetensors"
 
@@ -99,7 +104,25 @@ class CheckpointFolder:
             raise CheckpointError(f"{path} is damaged", got=error) from error
 
     def prune(self, keep: set[str]) -> None:
-        """Removes every checkpoint that is not named, and leftovers of dead processes."""
+        """Removes the run's checkpoints that are not named, and this machine's dead leftovers."""
         for folder in self.root.iterdir():
-            if folder.name not in keep:
+            leftover = _LEFTOVER.fullmatch(folder.name)
+            if leftover:
+                mine = leftover["host"] == socket.gethostname()
+                unwanted = mine and not _is_alive(int(leftover["pid"]))
+            else:
+                unwanted = folder.name not in keep and bool(_CHECKPOINT.fullmatch(folder.name))
+            if unwanted:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # what this process left, it left behind an exception
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from interkd.kernels.errors import ConfigError
-from interkd.pipeline.config import one_of
+from interkd.pipeline.config import in_range, one_of
 from interkd.pipeline.students.config import StudentConfig
 from interkd.pipeline.training.recipes import ObjectiveConfig
 
@@ -40,6 +40,11 @@ class DataConfig:
     prefetch_batches: int = 4
     decode_threads: int = 2
 
+    def __post_init__(self) -> None:
+        in_range("data.", self, "batch_seconds", above=0)
+        in_range("data.", self, "buckets", at_least=1)
+        in_range("data.", self, "audio_memory_gb", "prefetch_batches", "decode_threads", at_least=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
@@ -66,6 +71,9 @@ class OptimiserConfig:
         one_of("optimiser.schedule", self.schedule, SCHEDULES)
         if len(self.betas) != 2:
             raise ConfigError("optimiser.betas", expected="two numbers", got=list(self.betas))
+        in_range("optimiser.", self, "learning_rate", above=0)
+        in_range("optimiser.", self, "betas", at_least=0, below=1)
+        in_range("optimiser.", self, "weight_decay", "warmup_steps", "grad_clip", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +83,7 @@ class SpecAugmentConfig:
     Attributes:
         frequency_width: Largest width of a frequency mask, in bands.
         time_width: Largest width of a time mask, in feature frames.
-        time_share: Largest share of an utterance under one time mask.
+        time_share: Largest share of the padded batch's frames under one time mask.
     """
 
     frequency_masks: int = 2
@@ -83,6 +91,11 @@ class SpecAugmentConfig:
     time_masks: int = 5
     time_width: int = 40
     time_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        counts = ("frequency_masks", "frequency_width", "time_masks", "time_width")
+        in_range("spec_augment.", self, *counts, at_least=0)
+        in_range("spec_augment.", self, "time_share", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,5 +135,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
         one_of("stop_signal", self.stop_signal, STOP_SIGNALS)
-        if self.epochs < 1:
-            raise ConfigError("epochs", expected="at least 1", got=self.epochs)
+        in_range("", self, "epochs", "dev_every", at_least=1)
+        in_range("", self, "average_epochs", "checkpoint_minutes", at_least=0)
+        in_range("", self, "max_minutes", above=0)
+        in_range("", self, "seed", at_least=0, below=2**63)

@@ -53,16 +53,20 @@ class Objective:
         self.selection = FrameSelection.parse(config.frames)
         self.blank_index = blank_index
 
-    @staticmethod
-    def describe(config: ObjectiveConfig) -> str:
+    def __str__(self) -> str:
         """The objective in one line, with all that moves the error rate."""
-        inter, final = head_weights(config, 1)
-        divergence = config.divergence or RECIPES[config.recipe].divergence
-        text = f"{config.recipe}: CTC {final.ctc:g} (final), {inter.ctc:g} (intermediate)"
-        if inter.distill or final.distill:
+        config, (inter, final) = self.config, (self.weights[0], self.weights[-1])
+        heads = len(self.weights) - 1
+        each = f" each of {heads} intermediate heads" if heads else ""
+
+        def weights(final: float, inter: float) -> str:
+            return f"{final:g} final" + (f", {inter:g}{each}" if heads else "")
+
+        text = f"{config.recipe}: CTC {weights(final.ctc, inter.ctc)}"
+        if final.distill or (heads and inter.distill):
             text += (
-                f"; {divergence} {final.distill:g} (final), {inter.distill:g} (each intermediate),"
-                f" tail {config.tail}, frames {config.frames}, temperature {config.temperature:g}"
+                f"; {self.divergence} {weights(final.distill, inter.distill)}, tail {config.tail},"
+                f" frames {config.frames}, temperature {config.temperature:g}"
             )
         return f"{text}; normalisation {config.normalisation}"
 
@@ -112,8 +116,9 @@ class Objective:
                 blank_index=self.blank_index,
             ),
         )
-        possible = losses.isfinite()
-        return torch.where(possible, losses, 0.0), (~possible).any(0).sum()
+        # NaN is no missing alignment: it stays, for the loop to stop on.
+        impossible = losses.isposinf()
+        return losses.masked_fill(impossible, 0.0), impossible.any(0).sum()
 
     def _distill(
         self,

@@ -33,7 +33,7 @@ class TrainResult:
 
     Attributes:
         run: Its folder.
-        finished: False if a stop signal or the time limit ended it: `resume` goes on.
+        finished: False if a stop signal ended it: `resume` goes on.
         steps: Optimiser steps taken.
         seconds: Training time over all starts, validation excluded.
         best_wer: Lowest WER of the final head on dev, in percent.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from interkd.kernels.errors import ConfigError
 from interkd.kernels.selection import FrameSelection
-from interkd.pipeline.config import one_of
+from interkd.pipeline.config import in_range, one_of
 
 NORMALISATIONS = ("utterance", "frame", "token")
 DIVERGENCES = ("kl", "l2")
@@ -58,7 +57,7 @@ RECIPES = {
         final_distill=1.0,
         inter_distill=1.0,
         divergence="kl",
-        source="arXiv 2506.01503: no transcripts",
+        source="arXiv 2506.01503: not from transcripts",
     ),
 }
 
@@ -99,8 +98,9 @@ class ObjectiveConfig:
         one_of("objective.normalisation", self.normalisation, NORMALISATIONS)
         if self.divergence is not None:
             one_of("objective.divergence", self.divergence, DIVERGENCES)
-        if self.temperature <= 0:
-            raise ConfigError("objective.temperature", expected="above 0", got=self.temperature)
+        weights = ("final_ctc_weight", "inter_ctc_weight", "distill_weight")
+        in_range("objective.", self, *weights, at_least=0)
+        in_range("objective.", self, "temperature", above=0)
         FrameSelection.parse(self.frames)
 
 

@@ -18,19 +18,25 @@ LOG_FILE = "log.jsonl"
 MAY_CHANGE = ("out", "device", "max_minutes")  # between two starts of one run
 
 
-def run_settings(config: TrainConfig, *, corpus: list[str], tokens: str) -> dict[str, Any]:
-    """What decides a run's course: its settings and the digests of corpus and tokens."""
+def run_settings(
+    config: TrainConfig, *, corpus: list[str], tokens: str, store: str | None
+) -> dict[str, Any]:
+    """What decides a run's course: its settings and the digests of corpus, tokens and store."""
     settings = {key: value for key, value in as_plain(config).items() if key not in MAY_CHANGE}
-    return {**settings, "corpus": corpus, "tokens": tokens}
+    return {**settings, "corpus": corpus, "tokens": tokens, "store_digest": store}
 
 
 def begin_run(run: Path, settings: dict[str, Any]) -> None:
     """Makes a new run's folder and writes its settings.
 
     Raises:
-        CheckpointError: If a run stands there already.
+        CheckpointError: If a run, or anything else, stands there already.
         ConfigError: If the folder cannot be written.
     """
+    if run.is_dir() and not (run / SETTINGS_FILE).exists() and any(run.iterdir()):
+        raise CheckpointError(
+            f"{run} is not empty and holds no run", remedy="choose a folder of the run's own"
+        )
     if (run / SETTINGS_FILE).exists():
         raise CheckpointError(
             f"{run} holds a run already",

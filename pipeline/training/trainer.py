@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interkd.kernels.errors import CheckpointError, InterkdError
+from interkd.kernels.errors import CheckpointError, ConfigError, InterkdError
 from interkd.pipeline.audio_library import torchaudio
 from interkd.pipeline.config import as_plain
 from interkd.pipeline.corpus.audio import AudioCache
@@ -43,6 +44,7 @@ from interkd.pipeline.training.run_settings import (
 )
 
 LOG_EVERY = 20
+AVERAGE = "average"
 
 
 def train(
@@ -105,7 +107,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = Student(config.student, tokenizer.vocab_size)
         self.model.augment = spec_augment(config.spec_augment)
-        store = open_store(config, tokenizer, self.model.frame_formula)
+        self.store = open_store(config, tokenizer, self.model.frame_formula)
         self.objective = Objective(config.objective, self.model.head_names, tokenizer.blank_index)
         self.audio = AudioCache(int(config.data.audio_memory_gb * 2**30))
         self.loader = BatchLoader(
@@ -113,7 +115,7 @@ class Trainer:
             tokenizer,
             self.audio,
             self.model.frame_formula,
-            store=store,
+            store=self.store,
             prefetch_batches=config.data.prefetch_batches,
             threads=config.data.decode_threads,
             pin=self.device.type == "cuda",
@@ -144,6 +146,7 @@ class Trainer:
             self.config,
             corpus=[self.corpus.train.digest, self.corpus.dev.digest],
             tokens=self.corpus.tokenizer.digest,
+            store=None if self.store is None else self.store.digest,
         )
         if not resume:
             begin_run(self.config.out, settings)
@@ -156,10 +159,14 @@ class Trainer:
         load_weights(self.model, folder / WEIGHTS_FILE)
         state = load_trainer_state(folder, self.optimiser, self.device)
         self.position = Position(**state["position"])
+        best = self.position.best
+        if best is not None and best != self.checkpoints.pointed("best"):
+            # A kill came between the two pointers; the later best is made again.
+            self.checkpoints.point("best", best, {"dev_wer": {"final": self.position.best_wer}})
 
     def run(self) -> TrainResult:
         """Trains to the end, the time limit or a stop signal."""
-        self.reporter.message(f"objective: {Objective.describe(self.config.objective)}")
+        self.reporter.message(f"objective: {self.objective}")
         previous = self._catch_stop_signal()
         try:
             finished = self._run_epochs()
@@ -186,25 +193,25 @@ class Trainer:
 
     def _run_epochs(self) -> bool:
         config, position = self.config, self.position
-        while position.epoch < config.epochs:
+        while position.epoch < config.epochs and not self._out_of_time():
             if not self._train_epoch():
-                return False
+                if self.stop_asked:
+                    return False
+                self._validate(f"step-{position.step:08d}")
+                break
             position.epoch, position.batch = position.epoch + 1, 0
-            out_of_time = self._out_of_time()
-            last = position.epoch == config.epochs or out_of_time
             averaged = (
                 config.average_epochs and position.epoch > config.epochs - config.average_epochs
             )
+            last = position.epoch == config.epochs or self._out_of_time()
             if last or position.epoch % config.dev_every == 0 or averaged:
                 self._validate(f"epoch-{position.epoch:04d}")
-            if out_of_time:
-                break
-        if config.average_epochs:
+        if config.average_epochs and position.step:
             self._average()
         return True
 
     def _train_epoch(self) -> bool:
-        """One epoch, or the rest of it; False if it was stopped."""
+        """One epoch, or the rest of it; False if a signal or the time limit cut it short."""
         config, position = self.config, self.position
         self.sampler.set_epoch(position.epoch)
         plan = list(self.sampler)
@@ -223,8 +230,8 @@ class Trainer:
             position.batch += 1
             position.seconds = before + time.monotonic() - started
             figures = ""
-            if position.step % LOG_EVERY == 0 and (loss := self.log.flush()) is not None:
-                figures = f"loss {loss:.2f}"
+            if position.step % LOG_EVERY == 0:
+                figures = self._flush_log()
             self.reporter.advance(1, figures)
             if self.stop_asked or self._checkpoint_due():
                 self._save_last()
@@ -232,10 +239,28 @@ class Trainer:
                 self.reporter.end()
                 self.reporter.message(f"stopped by {config.stop_signal} at step {position.step}")
                 return False
-            if self._out_of_time():
-                break
+            if self._out_of_time() and position.batch < len(plan):
+                self.reporter.end()
+                return False
         self.reporter.end()
         return True
+
+    def _flush_log(self) -> str:
+        """Writes the pending steps and looks at the last loss, for the progress bar.
+
+        Raises:
+            ConfigError: If it is no longer a number: nothing that follows would be.
+        """
+        loss = self.log.flush()
+        if loss is None:
+            return ""
+        if not math.isfinite(loss):
+            raise ConfigError(
+                f"the loss is {loss} at step {self.position.step}",
+                remedy="a lower optimiser.learning_rate or a longer warmup_steps; "
+                "--resume goes on from the last checkpoint",
+            )
+        return f"loss {loss:.2f}"
 
     def _step(self, batch: Batch, progress: float) -> None:
         config, position = self.config, self.position
@@ -268,8 +293,9 @@ class Trainer:
         return time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
 
     def _validate(self, name: str) -> None:
-        """Scores dev with every head and writes the epoch's checkpoint."""
+        """Scores dev with every head and writes the checkpoint of that name."""
         position = self.position
+        self._flush_log()
         results = evaluate(
             self.model,
             self.corpus.tokenizer,
@@ -300,12 +326,13 @@ class Trainer:
         self._save(name, {"dev_wer": wer, "dev_cer": cer})
         if better:
             self.checkpoints.point("best", name, {"dev_wer": wer})
-        self._save_last(name)
+        if name != AVERAGE:  # nothing can be resumed from averaged weights
+            self._save_last(name)
 
     def _save_last(self, name: str | None = None) -> None:
         """Points `last` at a checkpoint of this very step, writing one if none is named."""
         if name is None:
-            self.log.flush()
+            self._flush_log()
             name = f"step-{self.position.step:08d}"
             self._save(name, {})
         self.checkpoints.point("last", name, {"step": self.position.step})
@@ -336,7 +363,7 @@ class Trainer:
         standing = [file for file in files if file.exists()]
         average_weights(self.model, standing)
         self.reporter.message(f"average of {len(standing)} epochs")
-        self._validate("average")
+        self._validate(AVERAGE)
 
     def close(self) -> None:
         """Closes the log."""

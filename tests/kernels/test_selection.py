@@ -78,3 +78,15 @@ def test_settings_without_meaning_are_refused() -> None:
     for kind, radius in (("all", 1), ("symmetric", -1), ("asymmetric", 0)):
         with pytest.raises(ConfigError, match="frame selection"):
             FrameSelection(kind=kind, radius=radius)
+
+
+def test_of_equal_probabilities_the_earliest_entry_is_the_argmax(device: torch.device) -> None:
+    """The store keeps the teacher's argmax first; rounding may make its rival as probable."""
+    teacher = SparsePosteriors(
+        frame_offsets=torch.tensor([0, 2]),
+        entry_offsets=torch.tensor([0, 2, 4]),
+        tokens=torch.tensor([5, 0, 0, 5], dtype=torch.int32),
+        log_probs=torch.full((4,), -0.7),
+        vocab_size=8,
+    ).to(device)
+    assert select_frames(teacher, "non-blank").tolist() == [True, False]

@@ -105,6 +105,16 @@ def test_impossible_heads_are_refused(layers: tuple[int, ...]) -> None:
         Student(replace(SMALL["conformer"], head_layers=layers), 5)
 
 
+def test_jasper_counts_the_way_around_a_block_with_its_block() -> None:
+    config = replace(SMALL["jasper-mini"], head_layers=(2,))
+    student = Student(config, 5)
+    first, second = student.encoder.layers[0], student.encoder.layers[1]
+    expected = sum(p.numel() for module in (first, second) for p in module.parameters())
+    assert student.weight_counts[0] == expected + 16 * 5 + 5
+    with pytest.raises(ConfigError, match="odd sizes"):
+        JasperConfig(block_kernels=(12,), block_channels=(8,))
+
+
 def test_shared_heads_are_one_layer() -> None:
     student = Student(replace(SMALL["conformer"], shared_heads=True), 5)
     assert len({id(head) for head in student.heads}) == 1

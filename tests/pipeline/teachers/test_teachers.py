@@ -77,6 +77,21 @@ def test_weights_hash_is_of_the_weights(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_frozen_teachers_are_told_apart(tmp_path: Path) -> None:
+    hashes = set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        folder = tmp_path / f"{seed}"
+        file = write_script(folder, StridedModel(400, 320, 0))
+        frozen = torch.jit.freeze(torch.jit.load(str(file)).eval())  # type: ignore[no-untyped-call]
+        torch.jit.save(frozen, str(file))  # type: ignore[no-untyped-call]
+        info = load_teacher(f"torchscript:{file}", device=CPU, precision=torch.float32).info
+        hashes.add(info.weights_sha256)
+    assert len(hashes) == 2
+
+
 def test_broken_torchscript_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match="no TorchScript file"):
         load_teacher(f"torchscript:{tmp_path}/x.pt", device=CPU, precision=torch.float32)

@@ -171,3 +171,32 @@ def test_heads_that_learn_nothing_are_left_out(tone_corpus: Any, tmp_path: Path)
     trainer = Trainer(config, resume=False, reporter=Reporter())
     trainer.close()
     assert trainer.model.head_names == ("final",)
+
+
+def test_time_limit_keeps_the_place_in_the_epoch(tone_corpus: Any, tmp_path: Path) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", epochs=2, max_minutes=1e-6)
+    result = train(config)
+    assert result.finished
+    assert result.steps == 1
+    assert rows(config.out)[-1]["epochs_done"] == 0
+    again = train(config, resume=True)  # still out of time: nothing is trained
+    assert again.steps == 1
+    whole = train(replace(config, max_minutes=None), resume=True)
+    steps = [row["step"] for row in rows(config.out) if "loss" in row]
+    assert steps == list(range(1, whole.steps + 1))
+    assert len(steps) == 12
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tone_corpus: Any, tmp_path: Path) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", epochs=30)
+    broken = replace(config.optimiser, learning_rate=1e18, warmup_steps=1, grad_clip=None)
+    with pytest.raises(ConfigError, match="the loss is nan"):
+        train(replace(config, optimiser=broken))
+
+
+def test_only_an_empty_folder_becomes_a_run(tone_corpus: Any, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "mine.pt").write_text("precious")
+    with pytest.raises(CheckpointError, match="is not empty and holds no run"):
+        train(tiny(tone_corpus, tmp_path))
+    assert (tmp_path / "checkpoints" / "mine.pt").read_text() == "precious"

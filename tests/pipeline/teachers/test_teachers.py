@@ -86,7 +86,7 @@ def test_frozen_teachers_are_told_apart(tmp_path: Path) -> None:
         folder = tmp_path / f"{seed}"
         file = write_script(folder, StridedModel(400, 320, 0))
         frozen = torch.jit.freeze(torch.jit.load(str(file)).eval())  # type: ignore[no-untyped-call]
-        torch.jit.save(frozen, str(file))  # type: ignore[no-untyped-call]
+        torch.jit.save(frozen, str(file))
         info = load_teacher(f"torchscript:{file}", device=CPU, precision=torch.float32).info
         hashes.add(info.weights_sha256)
     assert len(hashes) == 2

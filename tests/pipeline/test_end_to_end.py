@@ -1,0 +1,235 @@
+"""The whole road by its commands: a teacher, its store, two students, their scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from interkd.cli.main import main
+from interkd.pipeline.cache.inspect import info
+from interkd.pipeline.cache.reader import TeacherStore
+from interkd.pipeline.cache.transcripts import transcribe_store
+from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.corpus.manifest import read_manifest
+from interkd.pipeline.corpus.prepare import PrepareConfig, prepare
+from interkd.pipeline.scoring.compare import compare
+from interkd.pipeline.scoring.report import ScoreReport, read_report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small gain nothing from a second one, and wait for it on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def settings(corpus: Any, *, dim: int, epochs: int) -> dict[str, Any]:
+    return {
+        "data": {
+            "train_manifest": str(corpus.train),
+            "dev_manifest": str(corpus.dev),
+            "tokenizer": str(corpus.tokens),
+            "batch_seconds": 12.0,
+            "buckets": 3,
+            "decode_threads": 0,
+        },
+        "student": {
+            "head_layers": [1],
+            "features": {"mels": 24},
+            "conformer": {
+                "dim": dim,
+                "layers": 2,
+                "attention_heads": 2,
+                "feed_forward_dim": 2 * dim,
+                "convolution_kernel": 7,
+                "dropout": 0.0,
+                "stride": 4,
+            },
+        },
+        "optimiser": {"learning_rate": 5e-3, "warmup_steps": 5},
+        "epochs": epochs,
+        "dev_every": epochs,
+        "device": "cpu",
+    }
+
+
+@dataclass(frozen=True)
+class Road:
+    """The folders that the commands left."""
+
+    root: Path
+
+    def log(self, run: str) -> list[dict[str, Any]]:
+        """The training steps of a run."""
+        lines = (self.root / run / "log.jsonl").read_text().splitlines()
+        return [row for row in map(json.loads, lines) if "loss" in row]
+
+    def report(self, name: str) -> ScoreReport:
+        return read_report(self.root / "scores" / name)
+
+
+@pytest.fixture(scope="module")
+def road(tone_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Road:
+    """Every command once, as a user would give them."""
+    root = tmp_path_factory.mktemp("road")
+    for name, dim, epochs in (("teacher", 48, 36), ("student", 24, 25)):
+        text = yaml.safe_dump(settings(tone_corpus, dim=dim, epochs=epochs))
+        (root / f"{name}.yaml").write_text(text)
+
+    def run(*arguments: object) -> None:
+        main([str(argument) for argument in arguments])
+
+    run("train-teacher", "--config", root / "teacher.yaml", "--out", root / "teacher")
+    store = root / "store"
+    run(
+        *("cache-teacher", "--teacher", f"interkd:{root / 'teacher'}", "--device", "cpu"),
+        *("--manifest", tone_corpus.train, "--out", store, "--part-minutes", "0.3"),
+    )
+    for recipe in ("inter-kd", "ctc"):
+        run(
+            *("train-student", "--config", root / "student.yaml", "--out", root / recipe),
+            *("--store", store, "--set", f"objective.recipe={recipe}"),
+        )
+    for name in ("teacher", "inter-kd", "ctc"):
+        run(
+            *("score", "--checkpoint", root / name, "--manifest", tone_corpus.dev),
+            *("--out", root / "scores" / name, "--device", "cpu", "--bootstrap-samples", "200"),
+        )
+    return Road(root)
+
+
+def test_the_teacher_learns(road: Road) -> None:
+    report = road.report("teacher")
+    (head,) = report.results.heads  # the plain recipe trains no other
+    assert head.name == "final"
+    assert head.character_total.rate < 40
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_the_store_says_what_the_teacher_said(
+    split: str, road: Road, tone_corpus: Any, tmp_path: Path
+) -> None:
+    manifest: Path = getattr(tone_corpus, split)
+    store, checkpoint = tmp_path / "store", str(road.root / "teacher")
+    main(
+        [
+            *("cache-teacher", "--teacher", f"interkd:{checkpoint}", "--device", "cpu"),
+            *("--manifest", str(manifest), "--out", str(store), "--batch-seconds", "9"),
+        ]
+    )
+    said = transcribe_store(store, manifest)
+    assert said.word_errors.rate == said.teacher_wer
+    assert said.word_errors.rate < 60
+    assert said.word_errors.reference_length == sum(
+        len(u.text.split()) for u in read_manifest(manifest).utterances
+    )
+    # Scored as a model, on the same audio in other batches, it says the same words.
+    scores = tmp_path / "scores"
+    main(
+        [
+            *("score", "--checkpoint", checkpoint, "--device", "cpu", "--out", str(scores)),
+            *("--manifest", str(manifest), "--bootstrap-samples", "10"),
+        ]
+    )
+    (head,) = read_report(scores).results.heads
+    assert head.hypotheses == said.texts
+    assert head.word_total.rate == said.teacher_wer
+
+
+def test_the_students_learn_and_are_reported(road: Road) -> None:
+    for name, heads in (("inter-kd", ("layer1", "final")), ("ctc", ("final",))):
+        steps = road.log(name)
+        first = sum(row["loss"] for row in steps[:5])
+        assert sum(row["loss"] for row in steps[-5:]) < 0.5 * first
+        report = road.report(name)
+        assert tuple(head.name for head in report.results.heads) == heads
+        for head in report.results.heads:
+            assert (road.root / "scores" / name / f"hyp.{head.name}.trn").is_file()
+        assert (road.root / "scores" / name / "report.html").is_file()
+        assert len(report.results.utterances) == 8
+
+
+def test_every_head_nears_the_teacher(road: Road) -> None:
+    steps = road.log("inter-kd")
+    for head in ("layer1", "final"):
+        for term in ("ctc", "distill"):
+            first = sum(row[term][head] for row in steps[:5])
+            assert sum(row[term][head] for row in steps[-5:]) < 0.8 * first
+    assert all(sum(row["distill"].values()) == 0 for row in road.log("ctc"))
+
+
+def test_the_store_can_be_looked_into(
+    road: Road, tone_corpus: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(road.root / "store")
+    main(["cache", "info", store, "--json"])
+    values = json.loads(capsys.readouterr().out)
+    assert values["utterances"] == 36
+    assert values["frames"] == info(store).frames
+    main(["cache", "verify", store])
+    assert capsys.readouterr().out.endswith("every digest matches\n")
+    main(["cache", "decode", store, "--manifest", str(tone_corpus.train)])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split("%")[0].split()[-1] == second.split("%")[0].split()[-1]
+
+
+def test_scores_are_compared(road: Road, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = road.root / "scores"
+    arguments = [str(scores / "teacher"), str(scores / "ctc"), "--bootstrap-samples", "500"]
+    main(["score", "--compare", *arguments])
+    lines = capsys.readouterr().out.splitlines()
+    rates = [road.report(name).results.heads[-1].word_total.rate for name in ("teacher", "ctc")]
+    assert [line.split()[1] for line in lines[:2]] == [f"{rate:.2f}" for rate in rates]
+    result = compare(scores / "teacher", scores / "ctc", samples=500)
+    assert result.paired.difference == pytest.approx(rates[0] - rates[1])
+    assert f"{result.paired.difference:+.2f} points" in lines[2]
+
+
+@pytest.mark.shared
+def test_real_teacher_on_real_speech(
+    shared: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = []
+    for line in (shared.speech / "dev.jsonl").read_text(encoding="utf-8").splitlines()[:12]:
+        row = json.loads(line)
+        rows.append({**row, "audio_filepath": str(shared.speech / row["audio_filepath"])})
+    source = tmp_path / "source.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tokens = shared.teacher.with_name("tokens.txt")
+    prepare(PrepareConfig(sources=source, out=tmp_path / "dev", tokens=tokens, frame_shift_ms=20))
+    assert (tmp_path / "dev" / "tokens.txt").read_bytes() == tokens.read_bytes()
+    manifest, store = tmp_path / "dev" / "manifest.jsonl", tmp_path / "store"
+    summary = cache_teacher(
+        CacheTeacherConfig(
+            teacher=f"torchscript:{shared.teacher}",
+            manifest=manifest,
+            out=store,
+            device="cpu",
+            part_minutes=0.5,
+            batch_seconds=40,
+        )
+    )
+    assert summary.parts > 1
+    assert summary.teacher_wer is not None
+    assert 0 < summary.teacher_wer < 60
+    said = transcribe_store(store, manifest)
+    assert said.word_errors.rate == pytest.approx(summary.teacher_wer, abs=0.2)
+    fingerprint = TeacherStore.open(store).fingerprint
+    assert list(fingerprint.tokens) == tokens.read_text(encoding="utf-8").splitlines()
+    frames = [-(-u.samples // 320) for u in read_manifest(manifest).utterances]
+    assert [
+        fingerprint.frame_formula.count(u.samples) for u in read_manifest(manifest).utterances
+    ] == frames
+    assert summary.frames == sum(frames)
+    assert summary.bytes_a_frame < 8  # short parts: their own bytes weigh more than in an hour
+    main(["cache", "decode", str(store), "--manifest", str(manifest)])
+    assert f"{summary.teacher_wer:.2f} %" in capsys.readouterr().out

@@ -258,7 +258,7 @@ class Trainer:
             raise ConfigError(
                 f"the loss is {loss} at step {self.position.step}",
                 remedy="a lower optimiser.learning_rate or a longer warmup_steps; "
-                "--resume goes on from the last checkpoint",
+                "--resume goes on from the last checkpoint, where there is one",
             )
         return f"loss {loss:.2f}"
 

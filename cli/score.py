@@ -121,6 +121,8 @@ def _print_report(report: ScoreReport, out: Path) -> None:
             format_weights(head.weight_count),
         )
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+    if report.trained_with:
+        click.echo(f"trained with {report.trained_with}")
     factor = results.real_time_factor
     click.echo(
         f"real-time factor {factor:.3g} on {report.device}: "

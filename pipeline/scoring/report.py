@@ -109,6 +109,7 @@ class ScoreReport:
         bootstrap_samples: Resamples behind each interval.
         seed: Seed of the resampling.
         resample: What was drawn: `utterance` or `speaker`.
+        trained_with: The student's objective in one line, normalisation included; empty if unknown.
     """
 
     results: HeadResults
@@ -120,6 +121,7 @@ class ScoreReport:
     bootstrap_samples: int
     seed: int
     resample: str
+    trained_with: str = ""
 
 
 def format_weights(count: int) -> str:
@@ -134,6 +136,7 @@ def write_report(path: Path, report: ScoreReport) -> None:
         "format": REPORT_FORMAT,
         "interkd": version("interkd"),
         "student": report.student,
+        "trained_with": report.trained_with,
         "manifest": report.manifest,
         "device": report.device,
         "audio_seconds": results.audio_seconds,
@@ -239,6 +242,7 @@ def _report_from_json(value: Mapping[str, Any]) -> ScoreReport:
         bootstrap_samples=value["bootstrap"]["samples"],
         seed=value["bootstrap"]["seed"],
         resample=value["bootstrap"]["resample"],
+        trained_with=value["trained_with"],
     )
 
 

@@ -94,6 +94,7 @@ def render_html(report: ScoreReport, *, worst: int = WORST_UTTERANCES) -> str:
 <h1>{_text(report.student)}</h1>
 <p class="soft">{_text(report.manifest)}: {len(results.utterances):,} utterances,
 {final.word_total.reference_length:,} words, {_duration(results.audio_seconds)}</p>
+<p class="soft">{_text(report.trained_with)}</p>
 <dl class="facts">{fact_list}</dl>
 <h2>Heads</h2>
 <div class="wide"><table>

@@ -111,6 +111,7 @@ def score(config: ScoreConfig, *, reporter: Reporter | None = None) -> ScoreRepo
         bootstrap_samples=config.bootstrap_samples,
         seed=config.seed,
         resample=config.resample,
+        trained_with=str(student.facts.get("trained_with", "")),
     )
     _write_folder(config.out, report)
     return report
@@ -125,6 +126,7 @@ def summarise(
     bootstrap_samples: int = 10_000,
     seed: int = 0,
     resample: str = "utterance",
+    trained_with: str = "",
 ) -> ScoreReport:
     """Puts a bootstrap interval to every rate; the arguments are those of `ScoreReport`.
 
@@ -154,6 +156,7 @@ def summarise(
         bootstrap_samples=bootstrap_samples,
         seed=seed,
         resample=resample,
+        trained_with=trained_with,
     )
 
 

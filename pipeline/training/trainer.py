@@ -345,6 +345,7 @@ class Trainer:
         folder = self.checkpoints.begin(name)
         facts = {
             "objective": as_plain(self.config.objective),
+            "trained_with": str(self.objective),
             "step": self.position.step,
             **metrics,
         }

@@ -242,7 +242,7 @@ def _report_from_json(value: Mapping[str, Any]) -> ScoreReport:
         bootstrap_samples=value["bootstrap"]["samples"],
         seed=value["bootstrap"]["seed"],
         resample=value["bootstrap"]["resample"],
-        trained_with=value["trained_with"],
+        trained_with=value.get("trained_with", ""),
     )
 
 

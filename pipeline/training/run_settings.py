@@ -15,6 +15,7 @@ from interkd.pipeline.training.config import TrainConfig
 
 SETTINGS_FILE = "config.yaml"
 LOG_FILE = "log.jsonl"
+OWN_NAMES = ("checkpoints", "tensorboard", LOG_FILE, "best.json", "last.json")
 MAY_CHANGE = ("out", "device", "max_minutes")  # between two starts of one run
 
 
@@ -33,9 +34,11 @@ def begin_run(run: Path, settings: dict[str, Any]) -> None:
         CheckpointError: If a run, or anything else, stands there already.
         ConfigError: If the folder cannot be written.
     """
-    if run.is_dir() and not (run / SETTINGS_FILE).exists() and any(run.iterdir()):
+    foreign = [name for name in OWN_NAMES if (run / name).exists()]
+    if foreign and not (run / SETTINGS_FILE).exists():
         raise CheckpointError(
-            f"{run} is not empty and holds no run", remedy="choose a folder of the run's own"
+            f"{run} holds {' and '.join(foreign)} that no run of interkd wrote",
+            remedy="choose a folder of the run's own",
         )
     if (run / SETTINGS_FILE).exists():
         raise CheckpointError(

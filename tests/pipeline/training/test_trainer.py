@@ -194,9 +194,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tone_corpus: Any, tmp_path: Path
         train(replace(config, optimiser=broken))
 
 
-def test_only_an_empty_folder_becomes_a_run(tone_corpus: Any, tmp_path: Path) -> None:
+def test_foreign_checkpoints_are_never_touched(tone_corpus: Any, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "mine.pt").write_text("precious")
-    with pytest.raises(CheckpointError, match="is not empty and holds no run"):
+    with pytest.raises(CheckpointError, match="holds checkpoints that no run of interkd wrote"):
         train(tiny(tone_corpus, tmp_path))
     assert (tmp_path / "checkpoints" / "mine.pt").read_text() == "precious"

@@ -17,9 +17,9 @@ from interkd.pipeline.cache.writer import StoreWriter
 from interkd.pipeline.config import in_range, one_of
 from interkd.pipeline.corpus.manifest import Manifest, read_manifest
 from interkd.pipeline.devices import resolve_device
+from interkd.pipeline.part_runner import PartFacts, PartRunner
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.teachers.load import load_teacher
-from interkd.pipeline.teachers.part_runner import PartFacts, PartRunner
 from interkd.pipeline.teachers.protocol import Teacher
 
 

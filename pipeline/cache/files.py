@@ -11,6 +11,8 @@ import shutil
 import socket
 from pathlib import Path
 
+from interkd.pipeline.files import sync_folder
+
 _TEMPORARY = re.compile(
     r"\.(?:part-\d+|index|zarr\.json)\.(?P<host>.+)\.(?P<pid>\d+)\.(?P<run>[0-9a-f]{8})-\d+\.tmp"
 )
@@ -64,15 +66,6 @@ def _is_alive(pid: int, run: str) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_tree(folder: Path) -> None:

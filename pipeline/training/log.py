@@ -47,8 +47,8 @@ class RunLog:
         """Keeps a step: figures are loss, gradient norm, dropped, CTC and divergence a head."""
         self.pending.append((row, figures))
 
-    def flush(self) -> float | None:
-        """Writes the pending steps and returns the last loss."""
+    def flush(self) -> tuple[float, float] | None:
+        """Writes the pending steps and returns the last one's loss and gradient norm."""
         if not self.pending:
             return None
         heads = len(self.head_names)
@@ -68,7 +68,7 @@ class RunLog:
             self.board.add_scalar("train/gradient_norm", gradient_norm, row["step"])
         self.file.flush()
         self.pending.clear()
-        return float(table[-1][0])
+        return float(table[-1][0]), float(table[-1][1])
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Writes an epoch's results."""

@@ -249,14 +249,16 @@ class Trainer:
         """Writes the pending steps and looks at the last loss, for the progress bar.
 
         Raises:
-            ConfigError: If it is no longer a number: nothing that follows would be.
+            ConfigError: If it or its gradient is no longer a number: nothing that follows would be.
         """
-        loss = self.log.flush()
-        if loss is None:
+        last = self.log.flush()
+        if last is None:
             return ""
-        if not math.isfinite(loss):
+        loss, gradient_norm = last
+        if not math.isfinite(loss) or not math.isfinite(gradient_norm):
             raise ConfigError(
-                f"the loss is {loss} at step {self.position.step}",
+                f"the loss is {loss}, its gradient's norm {gradient_norm} at step "
+                f"{self.position.step}",
                 remedy="a lower optimiser.learning_rate or a longer warmup_steps; "
                 "--resume goes on from the last checkpoint, where there is one",
             )
@@ -362,6 +364,8 @@ class Trainer:
         """Averages the last epochs' weights and scores them as one more candidate for best."""
         files = [self.checkpoints.root / name / WEIGHTS_FILE for name in self._epochs_to_average()]
         standing = [file for file in files if file.exists()]
+        if not standing:  # the time limit came before a whole epoch
+            return
         average_weights(self.model, standing)
         self.reporter.message(f"average of {len(standing)} epochs")
         self._validate(AVERAGE)

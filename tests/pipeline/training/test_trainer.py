@@ -200,3 +200,11 @@ def test_foreign_checkpoints_are_never_touched(tone_corpus: Any, tmp_path: Path)
     with pytest.raises(CheckpointError, match="holds checkpoints that no run of interkd wrote"):
         train(tiny(tone_corpus, tmp_path))
     assert (tmp_path / "checkpoints" / "mine.pt").read_text() == "precious"
+
+
+def test_time_limit_before_an_epoch_leaves_nothing_to_average(
+    tone_corpus: Any, tmp_path: Path
+) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", epochs=2, average_epochs=2, max_minutes=1e-6)
+    assert train(config).finished
+    assert json.loads((config.out / "best.json").read_text())["checkpoint"].endswith("00000001")

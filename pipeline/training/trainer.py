@@ -13,24 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from interkd.kernels.errors import CheckpointError, ConfigError, InterkdError
-from interkd.pipeline.audio_library import torchaudio
 from interkd.pipeline.config import as_plain
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import BatchSampler
 from interkd.pipeline.devices import resolve_device
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.scoring.score import evaluate
-from interkd.pipeline.students.checkpoint import WEIGHTS_FILE, load_weights, save_student
 from interkd.pipeline.students.model import Student
+from interkd.pipeline.training.augmentation import spec_augment
 from interkd.pipeline.training.averaging import average_weights
-from interkd.pipeline.training.checkpoint import (
-    CheckpointFolder,
-    load_trainer_state,
-    save_trainer_state,
-)
-from interkd.pipeline.training.config import SpecAugmentConfig, TrainConfig
+from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.data import Batch, BatchLoader
 from interkd.pipeline.training.inputs import open_store, read_corpus
+from interkd.pipeline.training.keeper import CheckpointKeeper
 from interkd.pipeline.training.log import RunLog
 from interkd.pipeline.training.objective import Objective
 from interkd.pipeline.training.optimisers import learning_rate, make_optimiser
@@ -69,26 +64,11 @@ def train(
         return trainer.run()
     except InterkdError:
         trainer.close()
-        if trainer.checkpoints.pointed("last") is None:
+        if trainer.keeper.folder.pointed("last") is None:
             withdraw_run(config.out)
         raise
     finally:
         trainer.close()
-
-
-def spec_augment(config: SpecAugmentConfig | None) -> nn.Module:
-    """The SpecAugment masks asked for, or nothing."""
-    if config is None:
-        return nn.Identity()
-    masks: nn.Module = torchaudio.transforms.SpecAugment(
-        n_time_masks=config.time_masks,
-        time_mask_param=config.time_width,
-        n_freq_masks=config.frequency_masks,
-        freq_mask_param=config.frequency_width,
-        p=config.time_share,
-        zero_masking=True,
-    )
-    return masks
 
 
 class Trainer:
@@ -101,7 +81,6 @@ class Trainer:
         self.config = config
         self.reporter = reporter
         self.device = resolve_device(config.device)
-        self.checkpoints = CheckpointFolder(config.out)
         self.corpus = read_corpus(config)
         tokenizer = self.corpus.tokenizer
         torch.manual_seed(config.seed)
@@ -129,6 +108,14 @@ class Trainer:
         )
         self.model.to(self.device)
         self.optimiser = make_optimiser(self.model, config.optimiser)
+        self.keeper = CheckpointKeeper(
+            config.out,
+            self.model,
+            config.student,
+            tokenizer,
+            self.optimiser,
+            epochs_to_average=config.average_epochs,
+        )
         self.position = Position()
         self._open_run(resume)
         self.log = RunLog(
@@ -152,17 +139,9 @@ class Trainer:
             begin_run(self.config.out, settings)
             return
         require_same_run(self.config.out, settings)
-        last = self.checkpoints.pointed("last")
-        if last is None:  # killed before the first checkpoint: start again
-            return
-        folder = self.checkpoints.root / last
-        load_weights(self.model, folder / WEIGHTS_FILE)
-        state = load_trainer_state(folder, self.optimiser, self.device)
-        self.position = Position(**state["position"])
-        best = self.position.best
-        if best is not None and best != self.checkpoints.pointed("best"):
-            # A kill came between the two pointers; the later best is made again.
-            self.checkpoints.point("best", best, {"dev_wer": {"final": self.position.best_wer}})
+        position = self.keeper.restore()
+        if position is not None:  # else killed before the first checkpoint: start again
+            self.position = position
 
     def run(self) -> TrainResult:
         """Trains to the end, the time limit or a stop signal."""
@@ -327,7 +306,7 @@ class Trainer:
             position.best_wer, position.best = wer["final"], name
         self._save(name, {"dev_wer": wer, "dev_cer": cer})
         if better:
-            self.checkpoints.point("best", name, {"dev_wer": wer})
+            self.keeper.folder.point("best", name, {"dev_wer": wer})
         if name != AVERAGE:  # nothing can be resumed from averaged weights
             self._save_last(name)
 
@@ -337,33 +316,20 @@ class Trainer:
             self._flush_log()
             name = f"step-{self.position.step:08d}"
             self._save(name, {})
-        self.checkpoints.point("last", name, {"step": self.position.step})
-        keep = {name, self.position.best or name}
-        keep.update(self._epochs_to_average())
-        self.checkpoints.prune(keep)
+        self.keeper.keep_as_last(name, self.position)
         self.saved_at = time.monotonic()
 
     def _save(self, name: str, metrics: dict[str, Any]) -> None:
-        folder = self.checkpoints.begin(name)
         facts = {
             "objective": as_plain(self.config.objective),
             "trained_with": str(self.objective),
-            "step": self.position.step,
             **metrics,
         }
-        save_student(folder, self.model, self.config.student, self.corpus.tokenizer, facts)
-        state = {"position": vars(self.position)}
-        save_trainer_state(folder, self.optimiser, self.device, state)
-        self.checkpoints.publish(folder, name)
-
-    def _epochs_to_average(self) -> list[str]:
-        first = self.position.epoch - self.config.average_epochs + 1
-        return [f"epoch-{epoch:04d}" for epoch in range(max(1, first), self.position.epoch + 1)]
+        self.keeper.save(name, self.position, facts)
 
     def _average(self) -> None:
         """Averages the last epochs' weights and scores them as one more candidate for best."""
-        files = [self.checkpoints.root / name / WEIGHTS_FILE for name in self._epochs_to_average()]
-        standing = [file for file in files if file.exists()]
+        standing = self.keeper.weights_to_average(self.position)
         if not standing:  # the time limit came before a whole epoch
             return
         average_weights(self.model, standing)

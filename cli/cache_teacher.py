@@ -41,17 +41,25 @@ DEFAULTS = CacheTeacherConfig(teacher="", manifest=Path(), out=Path())
     "--quantiser",
     default=DEFAULTS.quantiser,
     show_default=True,
-    type=click.Choice(["log8", "float16"]),
+    type=click.Choice(["angle5", "angle6", "angle7", "angle15"]),
+    help="Bits of a stored probability.",
 )
 @click.option("--part-minutes", default=DEFAULTS.part_minutes, show_default=True)
 @click.option(
     "--batch-seconds", default=DEFAULTS.batch_seconds, show_default=True, help="Padded audio."
 )
+@click.option(
+    "--stale-minutes",
+    default=DEFAULTS.stale_minutes,
+    show_default=True,
+    help="Silence after which parts claimed by a writer on another host are free again.",
+)
 @click.option("--decode-threads", type=int, help="One a core by default.")
 def cache_teacher_command(**options: object) -> None:
     """Run a CTC teacher once over a corpus and store its frame posteriors.
 
-    Killed or interrupted, it is simply started again: parts that stand are skipped.
+    Killed or interrupted, it is simply started again: parts that stand are skipped. Started
+    several times on one store, on any hosts, the runs share the parts between them.
     """
     summary = cache_teacher(CacheTeacherConfig(**options), reporter=TerminalReporter())  # type: ignore[arg-type]
     Console().print(_table(summary))

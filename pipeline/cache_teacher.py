@@ -10,14 +10,17 @@ import torch
 
 from interkd.kernels.errors import ConfigError, InterkdError
 from interkd.pipeline.cache.fingerprint import PRECISIONS, Fingerprint
-from interkd.pipeline.cache.format import INDEX_NAME, METADATA_FILE
+from interkd.pipeline.cache.format import METADATA_FILE
 from interkd.pipeline.cache.inspect import info
+from interkd.pipeline.cache.part import EncodedUtterance
+from interkd.pipeline.cache.part_claims import PartClaims
 from interkd.pipeline.cache.plan import PartPlan, plan_parts
 from interkd.pipeline.cache.writer import StoreWriter
 from interkd.pipeline.config import in_range, one_of
 from interkd.pipeline.corpus.manifest import Manifest, read_manifest
 from interkd.pipeline.devices import resolve_device
-from interkd.pipeline.part_runner import PartFacts, PartRunner
+from interkd.pipeline.part_runner import PartRunner
+from interkd.pipeline.part_writer import PartFacts, PartWriter
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.teachers.load import load_teacher
 from interkd.pipeline.teachers.protocol import Teacher
@@ -36,10 +39,12 @@ class CacheTeacherConfig:
         precision: `float32`, or `bfloat16` for autocast.
         top_k: Most tokens kept of a frame, the blank among them.
         mass: Probability that the kept tokens reach.
-        quantiser: `log8` or `float16`.
+        quantiser: `angle5`, `angle6`, `angle7` or `angle15`: bits of a stored probability.
         part_minutes: Audio in a part, the unit of work and of loss.
         batch_seconds: Padded audio in a batch.
         decode_threads: Threads that decode audio; one a core when None.
+        stale_minutes: How long a writer on another host may show no sign of life before the parts
+            that it claimed are free again.
     """
 
     teacher: str
@@ -49,15 +54,16 @@ class CacheTeacherConfig:
     device: str = "auto"
     precision: str = "float32"
     top_k: int = 16
-    mass: float = 0.999
-    quantiser: str = "log8"
+    mass: float = 0.99
+    quantiser: str = "angle5"
     part_minutes: float = 60.0
     batch_seconds: float = 640.0
     decode_threads: int | None = None
+    stale_minutes: float = 15.0
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
-        in_range("", self, "part_minutes", "batch_seconds", above=0)
+        in_range("", self, "part_minutes", "batch_seconds", "stale_minutes", above=0)
         in_range("", self, "decode_threads", at_least=1)
 
 
@@ -140,7 +146,7 @@ def cache_teacher(
         decode_threads=config.decode_threads,
     )
     try:
-        return _fill(writer, runner, manifest, reporter)
+        return _fill(writer, runner, manifest, config, reporter)
     except InterkdError:
         if is_new:
             _remove_if_empty(config.out)
@@ -150,35 +156,47 @@ def cache_teacher(
 
 
 def _fill(
-    writer: StoreWriter, runner: PartRunner, manifest: Manifest, reporter: Reporter
+    writer: StoreWriter,
+    runner: PartRunner,
+    manifest: Manifest,
+    config: CacheTeacherConfig,
+    reporter: Reporter,
 ) -> CacheTeacherSummary:
     """Writes the parts that the store lacks, then finishes it."""
     started = time.monotonic()
-    audio_seconds, written = 0.0, 0
     missing = writer.missing_parts()
     parts = {index: [manifest.utterances[i] for i in writer.plan.parts[index]] for index in missing}
     left = sum(u.duration for part in parts.values() for u in part)
     reporter.begin(
         "caching", manifest.total_seconds / 3600, done=(manifest.total_seconds - left) / 3600
     )
-    for index, utterances in parts.items():
-        encoded, facts = [], PartFacts()
-        for item in runner.encode(utterances, facts):
-            encoded.append(item)
-            audio_seconds += item.samples / manifest.sample_rate
-            speed = audio_seconds / (time.monotonic() - started)
-            size = facts.entry_bytes / max(1, facts.frames)
-            reporter.advance(
-                item.samples / manifest.sample_rate / 3600,
-                f"{audio_seconds / 3600:.2f} h, {speed:.0f}x real time, {size:.1f} B/frame raw",
-            )
-        order = {u.utt_id: row for row, u in enumerate(utterances)}
+    claims = PartClaims(writer, stale_seconds=60 * config.stale_minutes, message=reporter.message)
+    written: list[int] = []
+
+    def write(index: int, encoded: list[EncodedUtterance], facts: PartFacts) -> None:
+        order = {u.utt_id: row for row, u in enumerate(parts[index])}
         encoded.sort(key=lambda item: order[item.utt_id])
-        writer.write_part(index, encoded, attributes=facts.to_dict())
-        written += 1
+        if writer.write_part(index, encoded, attributes=facts.to_dict()):
+            written.append(index)
+        claims.release(index)
+
+    with claims, PartWriter(runner.teacher.info, write) as part_writer:
+        shown = 0
+        for free in claims.rounds(missing):
+            for batch in runner.run((index, parts[index]) for index in free):
+                part_writer.put(batch)
+                done = part_writer.samples_done
+                audio_seconds = done / manifest.sample_rate
+                speed = audio_seconds / (time.monotonic() - started)
+                reporter.advance(
+                    (done - shown) / manifest.sample_rate / 3600,
+                    f"{audio_seconds / 3600:.2f} h, {speed:.0f}x real time",
+                )
+                shown = done
+    audio_seconds = part_writer.samples_done / manifest.sample_rate
     seconds = time.monotonic() - started
     facts = PartFacts.total(writer.part_attributes())
-    if written or writer.metadata.summary is None or not (writer.path / INDEX_NAME).is_dir():
+    if missing or not writer.is_finished:
         writer.finish(
             {
                 "hours": manifest.total_seconds / 3600,
@@ -190,14 +208,14 @@ def _fill(
     return CacheTeacherSummary(
         store=writer.path,
         parts=len(writer.plan.parts),
-        parts_written=written,
+        parts_written=len(written),
         hours=manifest.total_seconds / 3600,
         seconds=seconds,
         times_real_time=audio_seconds / seconds if written else 0.0,
         store_bytes=sizes.total_bytes,
         frames=sizes.frames,
-        bytes_a_frame=sizes.total_bytes / max(1, sizes.frames),
-        entries_a_frame=sizes.entries / max(1, sizes.frames),
+        bytes_a_frame=sizes.bytes_per_frame,
+        entries_a_frame=sizes.entries_per_frame,
         teacher_wer=facts.rate(facts.words),
         teacher_cer=facts.rate(facts.characters),
     )

@@ -1,84 +1,73 @@
-"""Runs a teacher over the utterances of a part and encodes its posteriors."""
+"""Runs a teacher over batches; its frames reach the host as codes while the next batch runs."""
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from interkd.kernels.errors import TeacherError
-from interkd.kernels.topk import adaptive_topk
-from interkd.pipeline.cache.codec import quantise
-from interkd.pipeline.cache.part import EncodedUtterance
+from interkd.pipeline.cache.codec import AngleQuantiser, encode_frames, get_quantiser
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import length_sorted_batches
 from interkd.pipeline.corpus.manifest import Utterance
-from interkd.pipeline.corpus.tokens import spell
-from interkd.pipeline.scoring.decode import greedy_decode
-from interkd.pipeline.scoring.error_rates import ErrorCounts, count_errors
-from interkd.pipeline.students.features import frame_mask
 from interkd.pipeline.teachers.protocol import Teacher
 
-NORMALISATION_TOLERANCE = 0.05  # nats; a bfloat16 log-softmax is off by as much
+
+@dataclass(frozen=True, kw_only=True)
+class HostFrames:
+    """A batch's frames as codes on their way to the host; B utterances of T padded frames.
+
+    Attributes:
+        part: The part that the batch belongs to.
+        utterances: B of them.
+        is_last: Whether it is the part's last batch.
+        padded_frames: T.
+        frame_lengths: The teacher's own, `(B,)`.
+        log_sums: Log of the sum of each frame's probabilities, `(B * T,)`.
+        columns: `EncodedFrames` of all B * T frames.
+        event: On the stream that copies; None on a CPU.
+    """
+
+    part: int
+    utterances: Sequence[Utterance]
+    is_last: bool
+    padded_frames: int
+    frame_lengths: Tensor
+    log_sums: Tensor
+    columns: tuple[Tensor, ...]
+    event: torch.cuda.Event | None
+
+    def wait(self) -> None:
+        """Returns when every tensor holds its values."""
+        if self.event is not None:
+            self.event.synchronize()
 
 
-@dataclass
-class PartFacts:
-    """Counts of one part, kept in its attributes so that a restart need not run it again."""
-
-    frames: int = 0
-    entry_bytes: int = 0
-    words: tuple[int, int] = (0, 0)
-    characters: tuple[int, int] = (0, 0)
-
-    def add(self, spoken: Sequence[tuple[str, str]]) -> None:
-        """Counts the teacher's own errors, given the reference and hypothesis of utterances."""
-        references = [reference for reference, _ in spoken]
-        hypotheses = [hypothesis for _, hypothesis in spoken]
-
-        def plus(old: tuple[int, int], new: ErrorCounts) -> tuple[int, int]:
-            return old[0] + new.errors, old[1] + new.reference_length
-
-        self.words = plus(self.words, count_errors(references, hypotheses))
-        self.characters = plus(
-            self.characters, count_errors(references, hypotheses, unit="character")
-        )
-
-    def to_dict(self) -> dict[str, list[int]]:
-        """As part attributes: `[errors, reference length]`."""
-        return {"teacher_words": list(self.words), "teacher_characters": list(self.characters)}
-
-    @classmethod
-    def total(cls, attributes: Iterable[dict[str, list[int]]]) -> PartFacts:
-        """The sum over parts."""
-        rows = list(attributes)
-
-        def column(name: str) -> tuple[int, int]:
-            return sum(row[name][0] for row in rows), sum(row[name][1] for row in rows)
-
-        return cls(words=column("teacher_words"), characters=column("teacher_characters"))
-
-    @staticmethod
-    def rate(counts: tuple[int, int]) -> float | None:
-        """Percent, or None without text."""
-        return 100 * counts[0] / counts[1] if counts[1] else None
+@dataclass(frozen=True, kw_only=True)
+class _PlannedBatch:
+    part: int
+    utterances: Sequence[Utterance]
+    is_last: bool
 
 
 class PartRunner:
-    """Runs the teacher over the utterances of a part and encodes its posteriors.
+    """Runs the teacher over the utterances of parts.
+
+    The teacher has the device's current stream to itself; what makes codes of its posteriors and
+    copies them runs on another one, beside the next batch's forward pass.
 
     Args:
         teacher: The teacher.
         device: Where it runs.
         top_k: Most tokens kept of a frame, the blank among them.
         mass: Probability that the kept tokens reach.
-        quantiser: `log8` or `float16`.
+        quantiser: Name of the quantiser.
         batch_seconds: Padded audio in a batch.
         decode_threads: Threads that decode audio; one a core when None.
     """
@@ -98,31 +87,52 @@ class PartRunner:
         self.device = device
         self.top_k = top_k
         self.mass = mass
-        self.quantiser = quantiser
+        self.quantiser: AngleQuantiser = get_quantiser(quantiser)
         self.batch_seconds = batch_seconds
         self.audio = AudioCache(0)
         self.threads = decode_threads or os.cpu_count() or 1
+        self._side_stream = (
+            torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        )
 
-    def encode(
-        self, utterances: Sequence[Utterance], facts: PartFacts
-    ) -> Iterator[EncodedUtterance]:
-        """Encoded utterances, in the order of their batches.
+    def run(self, parts: Iterable[tuple[int, Sequence[Utterance]]]) -> Iterator[HostFrames]:
+        """Batches of parts, in order, launched as they are asked for.
 
-        Batches are formed within the part, so a restart forms the same ones.
+        Batches are formed within a part, so a restart forms the same ones. Audio is decoded a few
+        batches ahead, into the next part too.
+
+        Raises:
+            TeacherError: If the teacher's output has another shape than it must.
         """
-        plan = self._batches(utterances)
+        planned = self._plan(parts)
+        waiting: deque[tuple[_PlannedBatch, Future[tuple[Tensor, Tensor]]]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="decode") as pool:
-            waiting = [
-                pool.submit(self.audio.read_batch, [utterances[i] for i in indexes])
-                for indexes in plan[: self.threads]
-            ]
-            for number, indexes in enumerate(plan):
-                waveforms, sample_lengths = waiting.pop(0).result()
-                if number + self.threads < len(plan):
-                    following = [utterances[i] for i in plan[number + self.threads]]
-                    waiting.append(pool.submit(self.audio.read_batch, following))
-                batch = [utterances[i] for i in indexes]
-                yield from self._run_batch(batch, waveforms, sample_lengths, facts)
+            try:
+                for batch in planned:
+                    waiting.append((batch, pool.submit(self._read, batch.utterances)))
+                    if len(waiting) > self.threads:
+                        yield self._launch(*waiting.popleft())
+                while waiting:
+                    yield self._launch(*waiting.popleft())
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def _plan(self, parts: Iterable[tuple[int, Sequence[Utterance]]]) -> Iterator[_PlannedBatch]:
+        for part, utterances in parts:
+            batches = self._batches(utterances)
+            for number, indexes in enumerate(batches, start=1):
+                yield _PlannedBatch(
+                    part=part,
+                    utterances=[utterances[i] for i in indexes],
+                    is_last=number == len(batches),
+                )
+
+    def _read(self, utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
+        waveforms, sample_lengths = self.audio.read_batch(utterances)
+        if self._side_stream is not None:
+            waveforms = waveforms.pin_memory()
+        return waveforms, sample_lengths
 
     def _batches(self, utterances: Sequence[Utterance]) -> list[list[int]]:
         if self.teacher.info.padding_safe:
@@ -138,43 +148,55 @@ class PartRunner:
         return batches
 
     @torch.inference_mode()
-    def _run_batch(
-        self,
-        utterances: Sequence[Utterance],
-        waveforms: Tensor,
-        sample_lengths: Tensor,
-        facts: PartFacts,
-    ) -> list[EncodedUtterance]:
-        info = self.teacher.info
+    def _launch(self, batch: _PlannedBatch, audio: Future[tuple[Tensor, Tensor]]) -> HostFrames:
+        waveforms, sample_lengths = audio.result()
         log_probs, frame_lengths = self.teacher.log_probs(
-            waveforms.to(self.device), sample_lengths.to(self.device)
+            waveforms.to(self.device, non_blocking=True), sample_lengths.to(self.device)
         )
-        frames = self._check(utterances, log_probs, frame_lengths)
-        valid = frame_mask(frame_lengths, log_probs.shape[1])
-        rows = self._normalise(utterances, log_probs[valid].float(), frames)
-        counts, tokens, kept = adaptive_topk(
-            rows, max_tokens=self.top_k, mass=self.mass, blank_index=info.blank_index
+        self._check_shapes(batch.utterances, log_probs, frame_lengths)
+        event = None
+        if self._side_stream is None:
+            log_sums, columns = self._encode(log_probs)
+        else:
+            self._side_stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self._side_stream):
+                log_probs.record_stream(self._side_stream)
+                frame_lengths = _copy_to_host(frame_lengths)
+                log_sums, columns = self._encode(log_probs)
+                log_sums, *copies = map(_copy_to_host, (log_sums, *columns))
+                columns = tuple(copies)
+                event = self._side_stream.record_event()
+        return HostFrames(
+            part=batch.part,
+            utterances=batch.utterances,
+            is_last=batch.is_last,
+            padded_frames=log_probs.shape[1],
+            frame_lengths=frame_lengths,
+            log_sums=log_sums,
+            columns=columns,
+            event=event,
         )
-        codes = quantise(kept, self.quantiser)
-        columns = [column.cpu().numpy() for column in (counts, tokens, codes)]
-        best = greedy_decode(log_probs, frame_lengths, blank_index=info.blank_index)
-        spoken = [
-            (u.text, spell(info.tokens, ids)) for u, ids in zip(utterances, best, strict=True)
-        ]
-        facts.add([pair for pair in spoken if pair[0]])
-        facts.frames += len(columns[0])
-        facts.entry_bytes += sum(column.nbytes for column in columns[1:])
-        return _split(utterances, frames, *columns)
 
-    def _check(
+    def _encode(self, log_probs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Log-sum and codes of every frame, those of padding too."""
+        rows = log_probs.flatten(0, 1).float()
+        encoded = encode_frames(
+            rows,
+            top_k=self.top_k,
+            mass=self.mass,
+            quantiser=self.quantiser,
+            blank_index=self.teacher.info.blank_index,
+        )
+        return rows.logsumexp(-1), tuple(encoded.columns())
+
+    def _check_shapes(
         self, utterances: Sequence[Utterance], log_probs: Tensor, frame_lengths: Tensor
-    ) -> list[int]:
-        """The frame counts, checked against the teacher's own formula."""
-        info = self.teacher.info
-        if log_probs.ndim != 3 or log_probs.shape[::2] != (len(utterances), len(info.tokens)):
+    ) -> None:
+        tokens = len(self.teacher.info.tokens)
+        if log_probs.ndim != 3 or log_probs.shape[::2] != (len(utterances), tokens):
             raise TeacherError(
                 f"log-probabilities of the teacher for utterance {utterances[0].utt_id}",
-                expected=f"(B, T, V) with B {len(utterances)} and V {len(info.tokens)} tokens",
+                expected=f"(B, T, V) with B {len(utterances)} and V {tokens} tokens",
                 got=tuple(log_probs.shape),
             )
         if frame_lengths.shape != (len(utterances),):
@@ -183,55 +205,11 @@ class PartRunner:
                 expected=f"one of each of the batch's {len(utterances)} utterances",
                 got=tuple(frame_lengths.shape),
             )
-        frames = [int(n) for n in frame_lengths.tolist()]
-        for utterance, count in zip(utterances, frames, strict=True):
-            expected = info.frame_formula.count(utterance.samples)
-            if count != expected or count > log_probs.shape[1]:
-                raise TeacherError(
-                    f"teacher frames of utterance {utterance.utt_id} ({utterance.samples} samples)",
-                    expected=f"{expected} by its formula {info.frame_formula}",
-                    got=f"{count} of {log_probs.shape[1]}",
-                )
-        return frames
-
-    def _normalise(
-        self, utterances: Sequence[Utterance], rows: Tensor, frames: Sequence[int]
-    ) -> Tensor:
-        """Log-probabilities that sum to one in float32; refuses logits and NaN."""
-        off = ~(rows.logsumexp(-1).abs() <= NORMALISATION_TOLERANCE)  # true for NaN as well
-        if bool(off.any()):
-            first = int(off.nonzero()[0])
-            ends = np.cumsum(frames)
-            utterance = utterances[int(np.searchsorted(ends, first, side="right"))]
-            raise TeacherError(
-                f"the teacher's output for utterance {utterance.utt_id}",
-                expected="log-probabilities that sum to one in every frame",
-                got=f"log-sum {float(rows[first].logsumexp(-1)):.4g}",
-                remedy="apply log_softmax in the teacher; NaN may come from low precision",
-            )
-        return rows.log_softmax(-1)
 
 
-def _split(
-    utterances: Sequence[Utterance],
-    frames: Sequence[int],
-    counts: np.ndarray,
-    tokens: np.ndarray,
-    codes: np.ndarray,
-) -> list[EncodedUtterance]:
-    entries = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    encoded, first = [], 0
-    for utterance, length in zip(utterances, frames, strict=True):
-        span = slice(int(entries[first]), int(entries[first + length]))
-        encoded.append(
-            EncodedUtterance(
-                utt_id=utterance.utt_id,
-                audio_hash=utterance.audio_hash,
-                entries_per_frame=counts[first : first + length].astype(np.uint8),
-                tokens=tokens[span],
-                log_prob_codes=codes[span],
-                samples=utterance.samples,
-            )
-        )
-        first += length
-    return encoded
+def _copy_to_host(column: Tensor) -> Tensor:
+    """A copy in pinned memory, under way on the current stream."""
+    if column.device.type == "cpu":
+        return column
+    host = torch.empty(column.shape, dtype=column.dtype, pin_memory=True)
+    return host.copy_(column, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all: temporary names, fsync, rename, and their leftovers."""
+"""Files that exist whole or not at all: temporary names, fsync, link or rename, leftovers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from interkd.pipeline.files import sync_folder
 
 _TEMPORARY = re.compile(
-    r"\.(?:part-\d+|index|zarr\.json)\.(?P<host>.+)\.(?P<pid>\d+)\.(?P<run>[0-9a-f]{8})-\d+\.tmp"
+    r"\.(?:part-\d+\.zip|index\.zip|zarr\.json)\.(?P<host>.+)\.(?P<pid>\d+)\.(?P<run>[0-9a-f]{8})-\d+\.tmp"
 )
 _counter = itertools.count()
 
@@ -68,59 +68,41 @@ def _is_alive(pid: int, run: str) -> bool:
     return True
 
 
-def sync_tree(folder: Path) -> None:
-    """Makes every file and name under a folder last through a power cut."""
-    for parent, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            sync_folder(Path(parent, name))
-        sync_folder(Path(parent))
-
-
-def publish_folder(temporary: Path, target: Path) -> bool:
-    """Gives a finished folder its name, or discards it where another writer was first.
-
-    Returns:
-        Whether this folder now stands at `target`.
-    """
-    sync_tree(temporary)
-    try:
-        temporary.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        shutil.rmtree(temporary)
-        return False
-    sync_folder(target.parent)
-    return True
-
-
-def write_text(target: Path, text: str, *, replace: bool) -> bool:
-    """Writes a whole text file at once.
+def publish_file(target: Path, content: bytes, *, replace: bool) -> bool:
+    """Writes a whole file at once, flushed to disk before it gets its name.
 
     Args:
         target: The file.
-        text: Its content.
+        content: Its bytes.
         replace: Whether a file that stands there gives way.
 
     Returns:
-        Whether the text now stands at `target`.
+        Whether these bytes now stand at `target`.
     """
     temporary = temporary_path(target)
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if replace:
             temporary.replace(target)
-        else:
-            try:
-                target.hardlink_to(temporary)
-            except FileExistsError:
-                return False
-            except OSError:  # a file system without hard links
-                temporary.replace(target)
+        elif not _name_exclusively(temporary, target):
+            return False
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(target.parent)
+    return True
+
+
+def _name_exclusively(temporary: Path, target: Path) -> bool:
+    """Gives a file a name that is free; a hard link does it at once, on network disks too."""
+    try:
+        target.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if target.exists():
+            return False
+        temporary.replace(target)
     return True

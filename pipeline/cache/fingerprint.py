@@ -11,8 +11,11 @@ from typing import Any
 import xxhash
 
 from interkd.kernels.errors import ConfigError, FingerprintError
-from interkd.pipeline.cache.codec import QUANTISERS
-from interkd.pipeline.cache.format import FORMAT_VERSION, MAX_ENTRIES_PER_FRAME
+from interkd.pipeline.cache.format import (
+    FORMAT_VERSION,
+    MAX_TOKENS_PER_FRAME,
+    QUANTISER_NAMES,
+)
 from interkd.pipeline.cache.sealed import canonical_json
 from interkd.pipeline.frames import FrameFormula
 
@@ -30,7 +33,7 @@ class Fingerprint:
         blank_index: Index of the blank.
         sample_rate: Of the audio that the teacher heard, in Hz.
         frame_formula: Teacher frames of so many samples.
-        top_k: Most tokens kept of a frame.
+        top_k: Most tokens kept of a frame, the blank among them.
         mass: Probability that the kept tokens reach together, where `top_k` allows it.
         quantiser: Name of the log-probabilities' quantiser.
         precision: Arithmetic that the teacher ran in.
@@ -50,6 +53,8 @@ class Fingerprint:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        quantisers = QUANTISER_NAMES.get(self.format_version, ())
+        fewest = 1 if self.format_version == 1 else 2
         limits = {
             "weights_sha256": (
                 re.fullmatch(r"[0-9a-f]{64}", self.weights_sha256),
@@ -62,13 +67,16 @@ class Fingerprint:
             ),
             "sample_rate": (self.sample_rate > 0, "a rate in Hz above 0"),
             "top_k": (
-                1 <= self.top_k <= MAX_ENTRIES_PER_FRAME,
-                f"1 to {MAX_ENTRIES_PER_FRAME}",
+                fewest <= self.top_k <= MAX_TOKENS_PER_FRAME,
+                f"{fewest} to {MAX_TOKENS_PER_FRAME}",
             ),
             "mass": (0.0 < self.mass <= 1.0, "above 0, at most 1"),
-            "quantiser": (self.quantiser in QUANTISERS, " | ".join(sorted(QUANTISERS))),
+            "format_version": (
+                self.format_version in QUANTISER_NAMES,
+                " | ".join(map(str, QUANTISER_NAMES)),
+            ),
+            "quantiser": (self.quantiser in quantisers, " | ".join(quantisers)),
             "precision": (self.precision in PRECISIONS, " | ".join(PRECISIONS)),
-            "format_version": (self.format_version >= 1, "1 or later"),
         }
         for name, (holds, expected) in limits.items():
             if not holds:

@@ -13,12 +13,14 @@ import numpy.typing as npt
 from interkd.kernels.errors import StoreError
 
 FORMAT_NAME = "interkd-teacher-cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+QUANTISER_NAMES = {1: ("log8", "float16"), 2: ("angle5", "angle6", "angle7", "angle15")}
 METADATA_FILE = "zarr.json"
 INDEX_NAME = "index"
+ARCHIVE_SUFFIX = ".zip"
 AUDIO_HASH_BYTES = 16
-MAX_ENTRIES_PER_FRAME = 255
-ZSTD_LEVEL = 3
+MAX_TOKENS_PER_FRAME = 255
+ZSTD_LEVEL = 19
 _AUDIO_HASH = re.compile(r"[0-9a-f]{32}")
 
 Array = npt.NDArray[Any]
@@ -34,8 +36,13 @@ class ColumnSpec:
 
 
 def part_name(index: int) -> str:
-    """Folder of part `index`, the first one being 0."""
+    """Name of part `index`, the first one being 0."""
     return f"part-{index:05d}"
+
+
+def file_name(name: str, version: int) -> str:
+    """A part's or the index's entry in the store: a folder in version 1, since then a ZIP file."""
+    return name if version == 1 else f"{name}{ARCHIVE_SUFFIX}"
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -45,28 +52,30 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-def part_columns(*, vocab_size: int, code_dtype: np.dtype[Any]) -> tuple[ColumnSpec, ...]:
-    """The columns of a part, in the order they are written."""
-    int64 = np.dtype("<i8")
-    return (
-        ColumnSpec(name="entries_per_frame", dtype=np.dtype("u1")),
-        ColumnSpec(name="token", dtype=token_dtype(vocab_size)),
-        ColumnSpec(name="log_prob", dtype=code_dtype),
-        ColumnSpec(name="utterance_id", dtype=np.dtype("u1")),
-        ColumnSpec(name="audio_hash", dtype=np.dtype("u1"), row_shape=(AUDIO_HASH_BYTES,)),
-        ColumnSpec(name="frame_offset", dtype=int64),
-        ColumnSpec(name="entry_offset", dtype=int64),
-        ColumnSpec(name="samples", dtype=int64),
-        ColumnSpec(name="digest", dtype=np.dtype("<u8")),
-    )
+UTTERANCE_COLUMNS = (
+    ColumnSpec(name="utterance_id", dtype=np.dtype("u1")),
+    ColumnSpec(name="audio_hash", dtype=np.dtype("u1"), row_shape=(AUDIO_HASH_BYTES,)),
+    ColumnSpec(name="frame_offset", dtype=np.dtype("<i8")),
+    ColumnSpec(name="entry_offset", dtype=np.dtype("<i8")),
+    ColumnSpec(name="samples", dtype=np.dtype("<i8")),
+    ColumnSpec(name="digest", dtype=np.dtype("<u8")),
+)
 
-
-INDEX_COLUMNS = (
+_INDEX_COLUMNS = (
     ColumnSpec(name="utterance_id", dtype=np.dtype("u1")),
     ColumnSpec(name="audio_hash", dtype=np.dtype("u1"), row_shape=(AUDIO_HASH_BYTES,)),
     ColumnSpec(name="part", dtype=np.dtype("<i4")),
     ColumnSpec(name="row", dtype=np.dtype("<i4")),
 )
+INDEX_COLUMNS = {
+    1: _INDEX_COLUMNS,
+    2: (
+        *_INDEX_COLUMNS[:2],
+        ColumnSpec(name="part", dtype=np.dtype("<i4")),
+        ColumnSpec(name="frames", dtype=np.dtype("<i8")),
+        ColumnSpec(name="part_digest", dtype=np.dtype("<u8")),
+    ),
+}
 
 
 def pack_utterance_ids(utt_ids: Sequence[str]) -> Array:

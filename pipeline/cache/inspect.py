@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from interkd.pipeline.cache.codec import get_quantiser
 from interkd.pipeline.cache.fingerprint import Fingerprint
-from interkd.pipeline.cache.format import INDEX_NAME, part_name
-from interkd.pipeline.cache.part import Part, column_specs
+from interkd.pipeline.cache.format import (
+    ARCHIVE_SUFFIX,
+    INDEX_NAME,
+    METADATA_FILE,
+    file_name,
+    part_name,
+)
+from interkd.pipeline.cache.layout import Expanded
+from interkd.pipeline.cache.part import column_specs
 from interkd.pipeline.cache.reader import TeacherStore
 
 
@@ -33,8 +40,8 @@ class StoreInfo:
         entries: Tokens kept, over all frames.
         files: Files on disk.
         total_bytes: Bytes of all files.
-        column_bytes: Bytes of each column's files over all parts, of the index, and of the groups'
-            zarr.json.
+        column_bytes: Compressed bytes of each column over all parts, of the index, and of the
+            rest: metadata and directories.
         blank_share: Share of frames whose most probable token is the blank, 0 to 1.
         mean_mass: Mean probability that the kept tokens of a frame reach together.
     """
@@ -86,12 +93,12 @@ def info(path: Path | str) -> StoreInfo:
     mass = 0.0
     for part in (store.read_part(index) for index in range(store.part_count)):
         samples += int(part.samples.sum())
-        frames += len(part.entries_per_frame)
-        entries += len(part.tokens)
-        blank_frames += int((best_tokens(part, fingerprint) == fingerprint.blank_index).sum())
-        log_probs = get_quantiser(fingerprint.quantiser).dequantise(part.log_prob_codes)
-        mass += float(np.exp(log_probs, dtype=np.float64).sum())
-    sizes = {p.relative_to(store.path): p.stat().st_size for p in _files(store)}
+        frames += part.frames
+        expanded = part.expand()
+        entries += len(expanded.tokens)
+        blank_frames += int((best_tokens(expanded) == fingerprint.blank_index).sum())
+        mass += float(np.exp(expanded.log_probs, dtype=np.float64).sum())
+    sizes = [path.stat().st_size for path in _files(store)]
     return StoreInfo(
         path=store.path,
         fingerprint=fingerprint,
@@ -102,44 +109,56 @@ def info(path: Path | str) -> StoreInfo:
         frames=frames,
         entries=entries,
         files=len(sizes),
-        total_bytes=sum(sizes.values()),
-        column_bytes=_column_bytes(sizes, fingerprint),
+        total_bytes=sum(sizes),
+        column_bytes=_column_bytes(store),
         blank_share=blank_frames / max(1, frames),
         mean_mass=mass / max(1, frames),
     )
 
 
 def _files(store: TeacherStore) -> Iterator[Path]:
-    yield from (path for path in store.path.glob("*") if path.is_file())
-    for name in (INDEX_NAME, *(part_name(i) for i in range(store.part_count))):
-        yield from (path for path in (store.path / name).rglob("*") if path.is_file())
+    version = store.metadata.version
+    names = [METADATA_FILE, file_name(INDEX_NAME, version)]
+    names += [file_name(part_name(i), version) for i in range(store.part_count)]
+    for path in (store.path / name for name in names):
+        yield from (p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
 
 
-def _column_bytes(sizes: dict[Path, int], fingerprint: Fingerprint) -> dict[str, int]:
-    names = [spec.name for spec in column_specs(fingerprint)]
-    totals = dict.fromkeys([*names, INDEX_NAME, "zarr.json"], 0)
-    for path, size in sizes.items():
-        if path.parts[0] == INDEX_NAME:
+def _column_bytes(store: TeacherStore) -> dict[str, int]:
+    """Compressed bytes of each column, of the index, and of all the rest of the files."""
+    names = [spec.name for spec in column_specs(store.fingerprint)]
+    totals = dict.fromkeys([*names, INDEX_NAME, "other"], 0)
+    for path in _files(store):
+        relative = path.relative_to(store.path)
+        size = path.stat().st_size
+        if relative.parts[0] in (INDEX_NAME, file_name(INDEX_NAME, 2)):
             totals[INDEX_NAME] += size
-        elif len(path.parts) > 2 and path.parts[1] in totals:
-            totals[path.parts[1]] += size
+        elif relative.suffix == ARCHIVE_SUFFIX:
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.infolist():
+                    name = member.filename.split("/")[0]
+                    if "/c/" in member.filename and name in totals:
+                        totals[name] += member.compress_size
+                        size -= member.compress_size
+            totals["other"] += size
+        elif len(relative.parts) > 2 and "c" in relative.parts:
+            totals[relative.parts[1]] += size
         else:
-            totals["zarr.json"] += size
+            totals["other"] += size
     return totals
 
 
-def best_tokens(part: Part, fingerprint: Fingerprint) -> npt.NDArray[np.int64]:
-    """Most probable token of each frame, `(N,)`; of equal codes the entry standing first."""
-    counts = part.entries_per_frame
-    if len(counts) == 0:
+def best_tokens(expanded: Expanded) -> npt.NDArray[np.int64]:
+    """Most probable token of each frame, `(N,)`; of equal log-probs the entry standing first."""
+    starts = expanded.entry_offsets[:-1]
+    if len(starts) == 0:
         return np.zeros(0, dtype=np.int64)
-    log_probs = get_quantiser(fingerprint.quantiser).dequantise(part.log_prob_codes)
-    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)[:-1]])
-    largest = np.maximum.reduceat(log_probs, starts)
-    candidates = np.flatnonzero(log_probs == np.repeat(largest, counts))
+    counts = np.diff(expanded.entry_offsets)
+    largest = np.maximum.reduceat(expanded.log_probs, starts)
+    candidates = np.flatnonzero(expanded.log_probs == np.repeat(largest, counts))
     frames = np.repeat(np.arange(len(counts)), counts)[candidates]
     first = np.concatenate([[True], frames[1:] != frames[:-1]])
-    best: npt.NDArray[np.int64] = part.tokens[candidates[first]].astype(np.int64)
+    best: npt.NDArray[np.int64] = expanded.tokens[candidates[first]].astype(np.int64)
     return best
 
 
@@ -159,7 +178,7 @@ def decode_store(path: Path | str) -> Iterator[tuple[str, list[int]]]:
     blank = store.fingerprint.blank_index
     for index in range(store.part_count):
         part = store.read_part(index)
-        best = best_tokens(part, store.fingerprint)
+        best = best_tokens(part.expand())
         changed = np.ones(len(best), dtype=bool)
         changed[1:] = best[1:] != best[:-1]
         starts = part.frame_offsets[:-1]

@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from interkd.kernels.errors import CorruptStoreError, FingerprintError, StoreError
-from interkd.pipeline.cache.files import write_text
+from interkd.pipeline.cache.containers import FolderContainer
+from interkd.pipeline.cache.files import publish_file
 from interkd.pipeline.cache.fingerprint import Fingerprint
-from interkd.pipeline.cache.format import FORMAT_NAME, FORMAT_VERSION, METADATA_FILE, part_name
+from interkd.pipeline.cache.format import (
+    FORMAT_NAME,
+    METADATA_FILE,
+    QUANTISER_NAMES,
+    file_name,
+    part_name,
+)
 from interkd.pipeline.cache.groups import read_attributes
 from interkd.pipeline.cache.sealed import seal, unseal
 
+MAX_PARTS = 1 << 20
+MAX_UTTERANCES = 1 << 31
 REBUILD = "write the cache again with cache-teacher, into another folder"
 
 
@@ -35,6 +44,11 @@ class StoreMetadata:
     utterance_count: int
     summary: dict[str, Any] | None = None
 
+    @property
+    def version(self) -> int:
+        """Of the format."""
+        return self.fingerprint.format_version
+
     def part_attributes(self, index: int) -> dict[str, Any]:
         """Of a part's group, what ties the part to this store and to its place."""
         return {"part": index, **self.index_attributes()}
@@ -44,8 +58,10 @@ class StoreMetadata:
         return {"fingerprint": self.fingerprint.digest, "plan": self.plan_digest}
 
     def missing_parts(self, root: Path) -> list[int]:
-        """Planned parts whose folder does not stand."""
-        return [i for i in range(self.part_count) if not (root / part_name(i)).is_dir()]
+        """Planned parts that do not stand."""
+        names = {path.name for path in root.iterdir()}  # one call, however many parts
+        wanted = (file_name(part_name(i), self.version) for i in range(self.part_count))
+        return [i for i, name in enumerate(wanted) if name not in names]
 
 
 def write_metadata(root: Path, metadata: StoreMetadata, *, replace: bool) -> None:
@@ -66,7 +82,8 @@ def write_metadata(root: Path, metadata: StoreMetadata, *, replace: bool) -> Non
     }
     sealed = seal(attributes, what="summary of the store")
     group = {"zarr_format": 3, "node_type": "group", "attributes": sealed}
-    write_text(root / METADATA_FILE, json.dumps(group, indent=1) + "\n", replace=replace)
+    content = (json.dumps(group, indent=1) + "\n").encode()
+    publish_file(root / METADATA_FILE, content, replace=replace)
 
 
 def read_metadata(root: Path) -> StoreMetadata:
@@ -86,7 +103,7 @@ def read_metadata(root: Path) -> StoreMetadata:
             f"{root} holds no teacher cache", expected=f"a file {METADATA_FILE}", got="none"
         )
     try:
-        attributes = read_attributes(root, where=str(root))
+        attributes = read_attributes(FolderContainer(root), where=str(root))
     except CorruptStoreError as error:  # the remedy of a part is not that of the root
         raise CorruptStoreError(error.what, got=error.got, remedy=REBUILD) from error
     if attributes.get("format") != FORMAT_NAME:
@@ -99,16 +116,16 @@ def read_metadata(root: Path) -> StoreMetadata:
     fingerprint = attributes.get("fingerprint")
     if not isinstance(fingerprint, dict) or "format_version" not in fingerprint:
         raise CorruptStoreError(damaged, expected="a fingerprint", got="none", remedy=REBUILD)
-    if fingerprint["format_version"] != FORMAT_VERSION:
+    if fingerprint["format_version"] not in QUANTISER_NAMES:
         raise StoreError(
             f"format version of {root}",
-            expected=FORMAT_VERSION,
+            expected=" or ".join(map(str, QUANTISER_NAMES)),
             got=fingerprint["format_version"],
             remedy="read it with the interkd release that wrote it, or write the cache again",
         )
     attributes = unseal(attributes, what=str(root / METADATA_FILE), remedy=REBUILD)
     try:
-        return StoreMetadata(
+        metadata = StoreMetadata(
             fingerprint=Fingerprint.from_dict(fingerprint),
             plan_digest=attributes["plan"]["digest"],
             part_count=attributes["plan"]["parts"],
@@ -119,3 +136,15 @@ def read_metadata(root: Path) -> StoreMetadata:
         raise FingerprintError(f"{root}: {error}") from error
     except (KeyError, TypeError) as error:
         raise CorruptStoreError(damaged, got=f"no {error}", remedy=REBUILD) from error
+    for name, count, most in (
+        ("parts", metadata.part_count, MAX_PARTS),
+        ("utterances", metadata.utterance_count, MAX_UTTERANCES),
+    ):
+        if type(count) is not int or not 1 <= count <= most:
+            raise CorruptStoreError(
+                f"{root / METADATA_FILE}: {name} of the plan",
+                expected=f"1 to {most:,}",
+                got=count,
+                remedy=REBUILD,
+            )
+    return metadata

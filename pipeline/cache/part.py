@@ -9,38 +9,39 @@ import numpy as np
 import xxhash
 
 from interkd.kernels.errors import StoreError
-from interkd.pipeline.cache.codec import get_quantiser
 from interkd.pipeline.cache.fingerprint import Fingerprint
 from interkd.pipeline.cache.format import (
+    UTTERANCE_COLUMNS,
     Array,
     ColumnSpec,
     pack_audio_hashes,
     pack_utterance_ids,
-    part_columns,
     unpack_utterance_ids,
 )
+from interkd.pipeline.cache.layout import Expanded
+from interkd.pipeline.cache.versions import layout_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedUtterance:
-    """One utterance's posteriors as the store keeps them. T frames, E entries.
+    """One utterance's posteriors as a store of today's version keeps them. T frames, E entries.
 
-    Within a frame tokens are distinct and the blank is among them.
+    Within a frame tokens are distinct and none is the blank.
 
     Attributes:
         utt_id: Utterance id.
         audio_hash: Hash of the decoded samples, 32 hexadecimal digits.
-        entries_per_frame: uint8 `(T,)`, each at least 1.
+        blank: Code of each frame's blank with its continuation bit, `(T,)`.
         tokens: Token of each entry, any integer dtype, `(E,)`.
-        log_prob_codes: Quantised log-probability of each entry, `(E,)`.
+        fractions: Code of each entry's fraction with its continuation bit, `(E,)`.
         samples: Samples of the audio.
     """
 
     utt_id: str
     audio_hash: str
-    entries_per_frame: Array
+    blank: Array
     tokens: Array
-    log_prob_codes: Array
+    fractions: Array
     samples: int
 
 
@@ -68,8 +69,7 @@ class Problem:
 
 def column_specs(fingerprint: Fingerprint) -> tuple[ColumnSpec, ...]:
     """The columns of a part of a store with that fingerprint."""
-    code_dtype = get_quantiser(fingerprint.quantiser).code_dtype
-    return part_columns(vocab_size=fingerprint.vocab_size, code_dtype=code_dtype)
+    return (*layout_of(fingerprint).payload_specs(fingerprint), *UTTERANCE_COLUMNS)
 
 
 def join_utterances(
@@ -85,9 +85,9 @@ def join_utterances(
     vocab_size = fingerprint.vocab_size
     for utterance in utterances:
         for name, values in (
-            ("entries_per_frame", utterance.entries_per_frame),
+            ("blank", utterance.blank),
             ("token", utterance.tokens),
-            ("log_prob", utterance.log_prob_codes),
+            ("fraction", utterance.fractions),
         ):
             is_right = np.issubdtype(values.dtype, np.integer) and name == "token"
             if values.ndim != 1 or not (is_right or values.dtype == dtypes[name]):
@@ -104,16 +104,16 @@ def join_utterances(
                 got=outside[0],
             )
     columns: dict[str, Array] = {
-        "entries_per_frame": np.concatenate([u.entries_per_frame for u in utterances]),
+        "blank": np.concatenate([u.blank for u in utterances]),
         "token": np.concatenate([u.tokens.astype(dtypes["token"]) for u in utterances]),
-        "log_prob": np.concatenate([u.log_prob_codes for u in utterances]),
+        "fraction": np.concatenate([u.fractions for u in utterances]),
         "utterance_id": pack_utterance_ids([u.utt_id for u in utterances]),
         "audio_hash": pack_audio_hashes([u.audio_hash for u in utterances]),
-        "frame_offset": _offsets([len(u.entries_per_frame) for u in utterances]),
+        "frame_offset": _offsets([len(u.blank) for u in utterances]),
         "entry_offset": _offsets([len(u.tokens) for u in utterances]),
         "samples": np.array([u.samples for u in utterances], dtype="<i8"),
     }
-    columns["digest"] = Part(columns).computed_digests()
+    columns["digest"] = Part(columns, fingerprint).computed_digests()
     return columns
 
 
@@ -122,12 +122,13 @@ def _offsets(lengths: Sequence[int]) -> Array:
 
 
 class Part:
-    """Columns of a part with names and types; n utterances, N frames, E entries."""
+    """Columns of a part with names and types; n utterances, N frames, E stored entries."""
 
-    def __init__(self, columns: Mapping[str, Array]) -> None:
-        self.entries_per_frame = columns["entries_per_frame"]
-        self.tokens = columns["token"]
-        self.log_prob_codes = columns["log_prob"]
+    def __init__(self, columns: Mapping[str, Array], fingerprint: Fingerprint) -> None:
+        self.fingerprint = fingerprint
+        self.layout = layout_of(fingerprint)
+        names = (self.layout.frame_column, *self.layout.entry_columns)
+        self.payload = {name: columns[name] for name in names}
         self.packed_ids = columns["utterance_id"]
         self.audio_hashes = columns["audio_hash"]
         self.frame_offsets = columns["frame_offset"].astype(np.int64, copy=False)
@@ -135,6 +136,36 @@ class Part:
         self.samples = columns["samples"].astype(np.int64, copy=False)
         self.digests = columns.get("digest", np.zeros(0, dtype="<u8"))
         self.utt_ids = unpack_utterance_ids(self.packed_ids)
+
+    @property
+    def frames(self) -> int:
+        """N."""
+        return len(self.payload[self.layout.frame_column])
+
+    @property
+    def entries(self) -> int:
+        """E, as stored: version 2 keeps the blank outside the entries."""
+        return len(self.payload[self.layout.entry_columns[0]])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the columns in memory."""
+        utterances = (self.packed_ids, self.audio_hashes, self.frame_offsets, self.entry_offsets)
+        columns = (*self.payload.values(), *utterances, self.samples, self.digests)
+        return sum(column.nbytes for column in columns)
+
+    def expand(self) -> Expanded:
+        """Sparse frames of the whole part, the blank among each frame's entries."""
+        return self.layout.expand(self.payload, self.fingerprint)
+
+    def payload_of(self, row: int) -> dict[str, Array]:
+        """The payload columns of one utterance."""
+        t0, t1, e0, e1 = self.bounds(row)
+        frame_column = self.layout.frame_column
+        return {
+            name: column[t0:t1] if name == frame_column else column[e0:e1]
+            for name, column in self.payload.items()
+        }
 
     def bounds(self, row: int) -> tuple[int, int, int, int]:
         """First and past-the-last frame, first and past-the-last entry of an utterance."""
@@ -152,47 +183,53 @@ class Part:
             digest.update(self.audio_hashes[row].tobytes())
             sizes = np.array([self.samples[row], t1 - t0, e1 - e0], dtype="<i8")
             digest.update(sizes.tobytes())
-            digest.update(self.entries_per_frame[t0:t1].tobytes())
-            digest.update(self.tokens[e0:e1].tobytes())
-            digest.update(self.log_prob_codes[e0:e1].tobytes())
+            for column in self.payload_of(row).values():
+                digest.update(column.tobytes())
             digests[row] = digest.intdigest()
         return digests
 
-    def shape_problems(self, where: str, vocab_size: int) -> Iterator[Problem]:
-        """What must hold before any column may be indexed by another: lengths, offsets, tokens."""
+    def shape_problems(self, where: str) -> Iterator[Problem]:
+        """What must hold before any column may be indexed by another: lengths, offsets, ranges."""
         n = len(self.utt_ids)
-        for name, length, expected in (
+        lengths = [
             ("audio_hash", len(self.audio_hashes), n),
             ("samples", len(self.samples), n),
             ("digest", len(self.digests), n),
             ("frame_offset", len(self.frame_offsets), n + 1),
             ("entry_offset", len(self.entry_offsets), n + 1),
-            ("log_prob", len(self.log_prob_codes), len(self.tokens)),
-        ):
+        ]
+        entry_columns = self.layout.entry_columns
+        lengths += [(name, len(self.payload[name]), self.entries) for name in entry_columns]
+        for name, length, expected in lengths:
             if length != expected:
                 yield Problem(
                     where=where, column=name, what=f"expected {expected} values, got {length}"
                 )
                 return
         for name, offsets, end in (
-            ("frame_offset", self.frame_offsets, len(self.entries_per_frame)),
-            ("entry_offset", self.entry_offsets, len(self.tokens)),
+            ("frame_offset", self.frame_offsets, self.frames),
+            ("entry_offset", self.entry_offsets, self.entries),
         ):
             if offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
                 what = f"offsets do not rise from 0 to {end}"
                 yield Problem(where=where, column=name, what=what)
                 return
-        frame_ends = np.concatenate([[0], np.cumsum(self.entries_per_frame, dtype=np.int64)])
-        wrong = frame_ends[self.frame_offsets] != self.entry_offsets
+        for name, limit in self.layout.limits(self.fingerprint).items():
+            too_large = self.payload[name] >= limit
+            if too_large.any():
+                place = int(too_large.argmax())
+                is_frame = name == self.layout.frame_column
+                owner = self._frame_owner(place) if is_frame else self._entry_owner(place)
+                what = f"expected values below {limit}, got {self.payload[name][place]}"
+                yield Problem(where=where, column=name, utt_id=owner, what=what)
+                return
+        before = self.layout.entries_before(self.payload, self.fingerprint)
+        wrong = before[self.frame_offsets] != self.entry_offsets
         if wrong.any():
             utt_id = self.utt_ids[max(0, int(wrong.argmax()) - 1)]
-            what = "entries of its frames do not sum to its entries"
-            yield Problem(where=where, column="entries_per_frame", utt_id=utt_id, what=what)
-        too_large = self.tokens >= vocab_size if len(self.tokens) else np.zeros(0, bool)
-        if too_large.any():
-            entry = int(too_large.argmax())
-            what = f"expected tokens below {vocab_size}, got {self.tokens[entry]}"
-            yield Problem(where=where, column="token", utt_id=self._entry_owner(entry), what=what)
+            what = "entries of its frames are not as many as its entries"
+            name = self.layout.frame_column
+            yield Problem(where=where, column=name, utt_id=utt_id, what=what)
 
     def digest_problems(self, where: str) -> Iterator[Problem]:
         """Utterances whose bytes are not the ones that the digest was taken of."""
@@ -200,30 +237,21 @@ class Part:
             what = "its digest does not match its bytes"
             yield Problem(where=where, utt_id=self.utt_ids[row], what=what)
 
-    def frame_problems(self, where: str, fingerprint: Fingerprint) -> Iterator[Problem]:
-        """What a writer keeps to: one blank a frame, distinct tokens, log-probs at most 0."""
-        frames = np.repeat(np.arange(len(self.entries_per_frame)), self.entries_per_frame)
-        blank_frames = frames[self.tokens == fingerprint.blank_index]
-        blanks = np.bincount(blank_frames, minlength=len(self.entries_per_frame))
-        if (blanks != 1).any():
-            frame = int((blanks != 1).argmax())
-            what = f"expected the blank once in each frame, got it {blanks[frame]} times"
-            owner = self._frame_owner(frame)
-            yield Problem(where=where, column="token", utt_id=owner, what=what)
-        keys = np.sort(frames * fingerprint.vocab_size + self.tokens)
+    def frame_problems(self, where: str) -> Iterator[Problem]:
+        """What a writer keeps to: distinct tokens in a frame, and the layout's own rules."""
+        for problem in self.layout.frame_problems(self.payload, self.fingerprint):
+            owner = self._frame_owner(problem.frame)
+            yield Problem(where=where, column=problem.column, utt_id=owner, what=problem.what)
+        before = self.layout.entries_before(self.payload, self.fingerprint)
+        frames = np.repeat(np.arange(self.frames), np.diff(before))
+        vocab_size = self.fingerprint.vocab_size
+        keys = np.sort(frames * vocab_size + self.payload["token"])
         repeated = keys[1:][keys[1:] == keys[:-1]]
         if len(repeated):
-            frame, token = divmod(int(repeated[0]), fingerprint.vocab_size)
+            frame, token = divmod(int(repeated[0]), vocab_size)
             what = f"token {token} stands twice in one frame"
             owner = self._frame_owner(frame)
             yield Problem(where=where, column="token", utt_id=owner, what=what)
-        log_probs = get_quantiser(fingerprint.quantiser).dequantise(self.log_prob_codes)
-        outside = ~(np.isfinite(log_probs) & (log_probs <= 0))
-        if outside.any():
-            entry = int(outside.argmax())
-            what = f"expected finite log-probabilities of at most 0, got {log_probs[entry]}"
-            owner = self._entry_owner(entry)
-            yield Problem(where=where, column="log_prob", utt_id=owner, what=what)
 
     def _frame_owner(self, frame: int) -> str:
         return self.utt_ids[int(np.searchsorted(self.frame_offsets, frame, side="right")) - 1]

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import xxhash
 
 from interkd.kernels.errors import CorruptStoreError, StoreError
 from interkd.kernels.sparse import SparsePosteriors
-from interkd.pipeline.cache.codec import get_quantiser
 from interkd.pipeline.cache.fingerprint import Fingerprint
-from interkd.pipeline.cache.format import Array, part_name
+from interkd.pipeline.cache.format import Array, file_name, part_name
 from interkd.pipeline.cache.index import StoreIndex, read_index
 from interkd.pipeline.cache.metadata import StoreMetadata, read_metadata
-from interkd.pipeline.cache.part import Part, column_specs
-from interkd.pipeline.cache.part_io import read_part_folder
+from interkd.pipeline.cache.part import Part
+from interkd.pipeline.cache.part_io import read_part
+from interkd.pipeline.cache.versions import layout_of
+
+MEMORY_GB = 8.0
+_EXPANSION = 4  # columns in memory by bytes on disk: 2.6 on real speech
 
 
 class CorpusUtterance(Protocol):
@@ -39,21 +46,30 @@ class TeacherStore:
     """A finished store, open for reading; any number of threads may read it at once.
 
     A part is read, checked and decompressed when its first utterance is asked for, and stays in
-    memory as it was decompressed: about as many bytes as it has on disk, two to four times over.
+    memory as its columns, two to three times its bytes on disk, as long as all that is held stays
+    within `memory_gb`; then the part that was used least recently goes.
     """
 
-    def __init__(self, path: Path, metadata: StoreMetadata, index: StoreIndex) -> None:
+    def __init__(
+        self, path: Path, metadata: StoreMetadata, index: StoreIndex, memory_gb: float
+    ) -> None:
         self.path = path
         self.metadata = metadata
         self.index = index
+        self.memory_gb = memory_gb
         self._positions = {utt_id: i for i, utt_id in enumerate(index.utt_ids)}
-        self._quantiser = get_quantiser(metadata.fingerprint.quantiser)
-        self._parts: dict[int, Part] = {}
+        self._layout = layout_of(metadata.fingerprint)
+        self._parts: OrderedDict[int, Future[Part]] = OrderedDict()
+        self._held_bytes = 0
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path | str) -> TeacherStore:
+    def open(cls, path: Path | str, *, memory_gb: float = MEMORY_GB) -> TeacherStore:
         """Opens a finished store: its zarr.json and index are read and checked, no part yet.
+
+        Args:
+            path: The store.
+            memory_gb: Host memory for the columns of parts, in 1e9 bytes; one part always stays.
 
         Raises:
             StoreError: If there is no store, it is not finished or its version is unknown.
@@ -76,15 +92,18 @@ class TeacherStore:
                 got="none",
                 remedy="run cache-teacher again: it makes only what is missing",
             )
-        return cls(root, metadata, read_index(root, metadata))
+        return cls(root, metadata, read_index(root, metadata), memory_gb)
 
-    def __reduce__(self) -> tuple[Callable[[Path], TeacherStore], tuple[Path]]:
-        return TeacherStore.open, (self.path,)  # a spawned worker opens it anew
+    def __reduce__(self) -> tuple[Callable[..., TeacherStore], tuple[Path, float]]:
+        return _open_again, (self.path, self.memory_gb)  # a spawned worker opens it anew
 
     @property
     def digest(self) -> str:
-        """Tells this store from any other: the digests of its fingerprint and of its plan."""
-        return f"{self.metadata.fingerprint.digest}-{self.metadata.plan_digest}"
+        """Tells this store from any other: the digests of its fingerprint, plan and parts."""
+        digests = [self.metadata.fingerprint.digest, self.metadata.plan_digest]
+        if self.index.part_digests is not None:
+            digests.append(xxhash.xxh3_64_hexdigest(self.index.part_digests.tobytes()))
+        return "-".join(digests)
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -108,6 +127,8 @@ class TeacherStore:
 
     def frame_count(self, utt_id: str) -> int:
         """Teacher frames of an utterance."""
+        if self.index.frames is not None:
+            return int(self.index.frames[self._position(utt_id)])
         part, row = self._locate(utt_id)
         first, last, _, _ = part.bounds(row)
         return last - first
@@ -167,32 +188,53 @@ class TeacherStore:
             StoreError: For an id that the store lacks.
             CorruptStoreError: Naming part and utterance or column, when the part is first read.
         """
-        specs = {spec.name: spec.dtype for spec in column_specs(self.fingerprint)}
-        frames: list[Array] = [np.zeros(0, dtype=specs["entries_per_frame"])]
-        tokens: list[Array] = [np.zeros(0, dtype=specs["token"])]
-        codes: list[Array] = [np.zeros(0, dtype=specs["log_prob"])]
+        columns: dict[str, list[Array]] = {
+            spec.name: [np.zeros(0, spec.dtype)]
+            for spec in self._layout.payload_specs(self.fingerprint)
+        }
         lengths = []
         for utt_id in utt_ids:
             part, row = self._locate(utt_id)
-            t0, t1, e0, e1 = part.bounds(row)
-            frames.append(part.entries_per_frame[t0:t1])
-            tokens.append(part.tokens[e0:e1])
-            codes.append(part.log_prob_codes[e0:e1])
-            lengths.append(t1 - t0)
-        log_probs = self._quantiser.dequantise(np.concatenate(codes))
+            for name, values in part.payload_of(row).items():
+                columns[name].append(values)
+            lengths.append(len(columns[self._layout.frame_column][-1]))
+        payload = {name: np.concatenate(values) for name, values in columns.items()}
+        expanded = self._layout.expand(payload, self.fingerprint)
+        frame_offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return SparsePosteriors(
-            frame_offsets=_offsets(np.array(lengths, dtype=np.int64)),
-            entry_offsets=_offsets(np.concatenate(frames)),
-            tokens=torch.from_numpy(np.concatenate(tokens).astype(np.int32)),
-            log_probs=torch.from_numpy(log_probs),
+            frame_offsets=torch.from_numpy(frame_offsets.astype(np.int64)),
+            entry_offsets=torch.from_numpy(expanded.entry_offsets),
+            tokens=torch.from_numpy(expanded.tokens),
+            log_probs=torch.from_numpy(expanded.log_probs),
             vocab_size=self.fingerprint.vocab_size,
             blank_index=self.fingerprint.blank_index,
         )
 
+    def part_of(self, utt_id: str) -> int:
+        """The part that holds an utterance."""
+        return int(self.index.parts[self._position(utt_id)])
+
+    @property
+    def parts_in_memory(self) -> int:
+        """Parts whose columns surely fit `memory_gb` together, by their sizes on disk; 1 or more.
+
+        All of them where the whole store fits.
+        """
+        version = self.metadata.version
+        if version == 1:
+            return self.part_count
+        sizes = sorted(
+            ((self.path / file_name(part_name(i), version)).stat().st_size * _EXPANSION)
+            for i in range(self.part_count)
+        )
+        largest_first = np.cumsum(sizes[::-1])
+        return max(1, int(np.searchsorted(largest_first, self.memory_gb * 1e9, side="right")))
+
     def load(self) -> None:
-        """Reads and checks every part now."""
-        for part in range(self.part_count):
-            self._part(part)
+        """Reads and checks every part now, several at once; those that fit stay in memory."""
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(self._part, range(self.part_count)):
+                pass
 
     def read_part(self, index: int) -> Part:
         """Reads and checks one part without keeping it.
@@ -201,7 +243,7 @@ class TeacherStore:
             CorruptStoreError: Naming part and utterance or column of the first problem.
         """
         where = f"{self.path} {part_name(index)}"
-        part = read_part_folder(self.path / part_name(index), index, self.metadata, where=where)
+        part = read_part(self.path, index, self.metadata, where=where)
         if problem := next(self.index.problems(index, part, where), None):
             raise CorruptStoreError(str(problem))
         return part
@@ -212,20 +254,38 @@ class TeacherStore:
         return self._positions[utt_id]
 
     def _part(self, index: int) -> Part:
-        part = self._parts.get(index)
-        if part is None:
+        with self._lock:
+            future = self._parts.get(index)
+            is_mine = future is None
+            if future is None:
+                future = self._parts[index] = Future()
+            self._parts.move_to_end(index)
+        if is_mine:
+            self._read_into(future, index)
+        return future.result()
+
+    def _read_into(self, future: Future[Part], index: int) -> None:
+        """Reads a part for everyone who waits for it; a failure is not kept."""
+        try:
+            part = self.read_part(index)
+        except BaseException as error:
             with self._lock:
-                if index not in self._parts:
-                    self._parts[index] = self.read_part(index)
-                part = self._parts[index]
-        return part
+                del self._parts[index]
+            future.set_exception(error)
+            return
+        future.set_result(part)
+        with self._lock:
+            self._held_bytes += part.nbytes
+            for oldest in list(self._parts):
+                if self._held_bytes <= self.memory_gb * 1e9 or oldest == index:
+                    break
+                if self._parts[oldest].done():
+                    self._held_bytes -= self._parts.pop(oldest).result().nbytes
 
     def _locate(self, utt_id: str) -> tuple[Part, int]:
         position = self._position(utt_id)
         return self._part(int(self.index.parts[position])), int(self.index.rows[position])
 
 
-def _offsets(lengths: Array) -> torch.Tensor:
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return torch.from_numpy(offsets)
+def _open_again(path: Path, memory_gb: float) -> TeacherStore:
+    return TeacherStore.open(path, memory_gb=memory_gb)

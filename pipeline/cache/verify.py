@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dask
@@ -11,7 +11,7 @@ from dask import delayed
 from dask.callbacks import Callback
 
 from interkd.kernels.errors import CorruptStoreError
-from interkd.pipeline.cache.format import INDEX_NAME, METADATA_FILE, part_name
+from interkd.pipeline.cache.format import INDEX_NAME, METADATA_FILE, file_name, part_name
 from interkd.pipeline.cache.index import StoreIndex, read_index
 from interkd.pipeline.cache.metadata import StoreMetadata, read_metadata
 from interkd.pipeline.cache.part import Problem
@@ -103,22 +103,25 @@ def verify_part(
 ) -> PartReport:
     """Checks one part: its bytes, digests, the format's rules, and the index, if it can be read."""
     where = part_name(part_index)
-    if not (root / where).is_dir():
+    if not (root / file_name(where, metadata.version)).exists():
         return PartReport(problems=(Problem(where=where, what="the part is missing"),))
     problems: list[Problem] = []
-    part = load_part(root / where, part_index, metadata, where=where, problems=problems)
+    part = load_part(root, part_index, metadata, where=where, problems=problems)
     if part is None:
+        if index is not None and problems:
+            lost = f"{problems[0].what}; with it {index.span_of(part_index)}"
+            problems[0] = replace(problems[0], what=lost)
         return PartReport(problems=tuple(problems))
-    shape_problems = list(part.shape_problems(where, metadata.fingerprint.vocab_size))
+    shape_problems = list(part.shape_problems(where))
     problems += shape_problems
     if not shape_problems:
         problems += part.digest_problems(where)
-        problems += part.frame_problems(where, metadata.fingerprint)
+        problems += part.frame_problems(where)
     if index is not None:
         problems += index.problems(part_index, part, where)
     return PartReport(
         utterances=len(part.utt_ids),
-        frames=len(part.entries_per_frame),
-        entries=len(part.tokens),
+        frames=part.frames,
+        entries=part.entries,
         problems=tuple(problems),
     )

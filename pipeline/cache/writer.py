@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from interkd.kernels.errors import StoreError
-from interkd.pipeline.cache.files import (
-    is_temporary,
-    publish_folder,
-    remove_leftovers,
-    temporary_path,
-)
+import numpy as np
+
+from interkd.kernels.errors import CorruptStoreError, StoreError
+from interkd.pipeline.cache.files import is_temporary, publish_file, remove_leftovers
 from interkd.pipeline.cache.fingerprint import Fingerprint, check_same
-from interkd.pipeline.cache.format import INDEX_NAME, METADATA_FILE, part_name
-from interkd.pipeline.cache.index import write_index
+from interkd.pipeline.cache.format import INDEX_NAME, METADATA_FILE, file_name, part_name
+from interkd.pipeline.cache.groups import REMAKE
+from interkd.pipeline.cache.index import part_digest, write_index
 from interkd.pipeline.cache.metadata import StoreMetadata, read_metadata, write_metadata
 from interkd.pipeline.cache.part import EncodedUtterance, Part, Problem, join_utterances
-from interkd.pipeline.cache.part_io import read_facts, write_part_folder
+from interkd.pipeline.cache.part_io import pack_part, read_facts, read_part
 from interkd.pipeline.cache.plan import PartPlan, plan_parts
 
 __all__ = ["EncodedUtterance", "PartPlan", "StoreWriter", "plan_parts"]
@@ -31,8 +28,12 @@ OTHER_FOLDER = "write to another folder, or delete this one"
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns what the file system refuses into a StoreError that names the folder."""
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses into a StoreError that names the folder.
+
+    Raises:
+        StoreError: In place of an OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -48,7 +49,7 @@ class StoreWriter:
 
     Any number of processes may write one store at once, as long as they were given the same plan:
     a part is made under a name of its writer's own, and the first one to finish it gives it its
-    name.
+    name. `PartClaims` keeps them from doing the same work twice.
     """
 
     def __init__(self, path: Path, metadata: StoreMetadata, plan: PartPlan) -> None:
@@ -74,7 +75,7 @@ class StoreWriter:
         root = Path(path)
         if root.exists() and not root.is_dir():
             raise StoreError(f"{root} is not a folder", remedy="choose another path")
-        with _writing(root):
+        with writing(root):
             root.mkdir(parents=True, exist_ok=True)
             if not (root / METADATA_FILE).exists():
                 others = sorted(p.name for p in root.iterdir() if not is_temporary(p.name))
@@ -93,6 +94,13 @@ class StoreWriter:
                 )
                 write_metadata(root, metadata, replace=False)
         standing = read_metadata(root)
+        if standing.version != fingerprint.format_version:
+            raise StoreError(
+                f"format version of {root}",
+                expected=fingerprint.format_version,
+                got=standing.version,
+                remedy=f"make it new with interkd cache compact, or {OTHER_FOLDER}",
+            )
         what = f"{root} was begun with another teacher or other settings"
         check_same(standing.fingerprint, fingerprint, what=what, remedy=OTHER_FOLDER)
         if standing.plan_digest != plan.digest:
@@ -104,15 +112,25 @@ class StoreWriter:
                 got=_describe(len(plan.utt_ids), len(plan.parts), plan.digest),
                 remedy=OTHER_FOLDER,
             )
-        with _writing(root):
+        with writing(root):
             if not os.access(root, os.W_OK | os.X_OK):
                 raise PermissionError(13, "the folder is read-only")
             remove_leftovers(root)
         return cls(root, standing, plan)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether summary and index stand."""
+        index = self.path / file_name(INDEX_NAME, self.metadata.version)
+        return self.metadata.summary is not None and index.exists()
+
     def missing_parts(self) -> list[int]:
         """Parts that no writer has finished yet, in order."""
         return self.metadata.missing_parts(self.path)
+
+    def is_missing(self, index: int) -> bool:
+        """Whether no writer has finished that part yet."""
+        return not (self.path / file_name(part_name(index), self.metadata.version)).exists()
 
     def write_part(
         self,
@@ -121,7 +139,7 @@ class StoreWriter:
         *,
         attributes: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Writes one part: under a temporary name, read back, checked, made to last, renamed.
+        """Writes one part: checked, written under a temporary name, made to last, named.
 
         Args:
             index: Which part of the plan.
@@ -135,22 +153,17 @@ class StoreWriter:
         Raises:
             StoreError: If the utterances are not the plan's, are not well formed, or cannot be
                 written.
-            CorruptStoreError: If the disk gives back other bytes than were written.
         """
         self._check_planned(index, utterances)
-        target = self.path / part_name(index)
-        if target.is_dir():
+        target = self.path / file_name(part_name(index), self.metadata.version)
+        if target.exists():
             return False
         fingerprint = self.metadata.fingerprint
         columns = join_utterances(utterances, fingerprint)
-        _refuse(Part(columns), fingerprint, part_name(index))
-        temporary = temporary_path(target)
-        try:
-            with _writing(self.path):
-                write_part_folder(temporary, index, columns, self.metadata, attributes or {})
-                return publish_folder(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        _refuse(Part(columns, fingerprint), part_name(index))
+        content = pack_part(index, columns, self.metadata, attributes or {})
+        with writing(self.path):
+            return publish_file(target, content, replace=False)
 
     def part_attributes(self) -> list[dict[str, Any]]:
         """The attributes given to `write_part`, of every part that stands, in order.
@@ -160,19 +173,20 @@ class StoreWriter:
         """
         missing = set(self.missing_parts())
         return [
-            read_facts(self.path / part_name(index), index, self.metadata, where=part_name(index))
+            read_facts(self.path, index, self.metadata, where=part_name(index))
             for index in range(self.metadata.part_count)
             if index not in missing
         ]
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes the index, then the summary: from now on the store can be read.
+        """Checks every part, writes the index, then the summary: now the store can be read.
 
         Args:
             summary: What stage one measured, JSON values; `interkd cache info` shows it.
 
         Raises:
             StoreError: Naming the parts that are missing, or if the store cannot be written.
+            CorruptStoreError: Naming a damaged part.
         """
         if missing := self.missing_parts():
             raise StoreError(
@@ -181,9 +195,20 @@ class StoreWriter:
                 got=f"{len(missing)} missing, the first {part_name(missing[0])}",
                 remedy="run cache-teacher again: it makes only what is missing",
             )
-        with _writing(self.path):
-            if not (self.path / INDEX_NAME).is_dir():
-                write_index(self.path, self.metadata, self.plan)
+        parts = []
+        for index, positions in enumerate(self.plan.parts):
+            where = f"{self.path} {part_name(index)}"
+            part = read_part(self.path, index, self.metadata, where=where)
+            if part.utt_ids != tuple(self.plan.utt_ids[i] for i in positions):
+                raise CorruptStoreError(
+                    f"{where} does not hold the utterances of the plan",
+                    expected=f"{len(positions)}, the first '{self.plan.utt_ids[positions.start]}'",
+                    got=f"{len(part.utt_ids)}, the first '{part.utt_ids[0]}'",
+                    remedy=REMAKE,
+                )
+            parts.append((np.diff(part.frame_offsets), part_digest(part)))
+        with writing(self.path):
+            write_index(self.path, self.metadata, self.plan, parts)
             self.metadata = replace(self.metadata, summary=dict(summary))
             write_metadata(self.path, self.metadata, replace=True)
 
@@ -211,8 +236,8 @@ def _describe(utterances: int, parts: int, digest: str) -> str:
     return f"{utterances} utterances in {parts} parts ({digest[:8]})"
 
 
-def _refuse(part: Part, fingerprint: Fingerprint, where: str) -> None:
-    problems: list[Problem] = list(part.shape_problems(where, fingerprint.vocab_size))
-    problems = problems or list(part.frame_problems(where, fingerprint))
+def _refuse(part: Part, where: str) -> None:
+    problems: list[Problem] = list(part.shape_problems(where))
+    problems = problems or list(part.frame_problems(where))
     if problems:
         raise StoreError(f"refused to store {problems[0]}")

@@ -5,31 +5,27 @@ from __future__ import annotations
 import hashlib
 import itertools
 import shutil
+import struct
+import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+import zarr
 
-from interkd.pipeline.cache.codec import get_quantiser
+from interkd.pipeline.cache.codec import encode_frames, get_quantiser, pack_entries
+from interkd.pipeline.cache.containers import pack_zip
 from interkd.pipeline.cache.fingerprint import Fingerprint
-from interkd.pipeline.cache.format import token_dtype
+from interkd.pipeline.cache.format import Array
+from interkd.pipeline.cache.groups import pack_group
 from interkd.pipeline.cache.writer import EncodedUtterance, PartPlan, StoreWriter
 from interkd.pipeline.frames import FrameFormula
 
 Float32Array = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The tokens that a sparse frame sequence keeps, before quantisation."""
-
-    entries_per_frame: npt.NDArray[np.uint8]
-    tokens: npt.NDArray[np.int64]
-    log_probs: Float32Array
 
 
 class StoreMaker:
@@ -44,8 +40,8 @@ class StoreMaker:
             "sample_rate": 16_000,
             "frame_formula": FrameFormula(((1, 320, 0),)),
             "top_k": 8,
-            "mass": 0.999,
-            "quantiser": "log8",
+            "mass": 0.99,
+            "quantiser": "angle5",
             "precision": "float32",
         }
         return Fingerprint(**{**values, **changes})
@@ -72,32 +68,26 @@ class StoreMaker:
         log_probs: Float32Array = (logits - total).astype(np.float32)
         return log_probs
 
-    def keep(self, log_probs: Float32Array, *, top_k: int, mass: float) -> Kept:
-        """The fewest tokens that reach the mass, at most `top_k`, blank 0 always."""
-        entries, tokens, kept = [], [], []
-        for frame in log_probs:
-            order = np.argsort(-frame, kind="stable")
-            reached = np.cumsum(np.exp(frame[order], dtype=np.float64))
-            count = min(top_k, int(np.searchsorted(reached, mass)) + 1, len(frame))
-            best = order[:count].tolist()
-            chosen = sorted(best if 0 in best else [*best[: top_k - 1], 0])
-            entries.append(len(chosen))
-            tokens += chosen
-            kept += frame[chosen].tolist()
-        return Kept(
-            entries_per_frame=np.array(entries, dtype=np.uint8),
-            tokens=np.array(tokens, dtype=np.int64),
-            log_probs=np.array(kept, dtype=np.float32),
+    def encode(
+        self, utt_id: str, log_probs: Float32Array, fingerprint: Fingerprint
+    ) -> EncodedUtterance:
+        quantiser = get_quantiser(fingerprint.quantiser)
+        encoded = encode_frames(
+            torch.from_numpy(log_probs),
+            top_k=fingerprint.top_k,
+            mass=fingerprint.mass,
+            quantiser=quantiser,
+            blank_index=fingerprint.blank_index,
         )
-
-    def encode(self, utt_id: str, kept: Kept, fingerprint: Fingerprint) -> EncodedUtterance:
+        blank, counts, tokens, fractions, _ = (c.numpy() for c in encoded.columns())
+        kept_tokens, codes = pack_entries(counts, tokens, fractions)
         return EncodedUtterance(
             utt_id=utt_id,
             audio_hash=self.audio_hash(utt_id),
-            entries_per_frame=kept.entries_per_frame,
-            tokens=kept.tokens.astype(token_dtype(fingerprint.vocab_size)),
-            log_prob_codes=get_quantiser(fingerprint.quantiser).quantise(kept.log_probs),
-            samples=320 * len(kept.entries_per_frame),
+            blank=blank.astype(quantiser.code_dtype),
+            tokens=kept_tokens,
+            fractions=codes.astype(quantiser.code_dtype),
+            samples=320 * len(log_probs),
         )
 
     def utterances(
@@ -111,11 +101,7 @@ class StoreMaker:
         return [
             self.encode(
                 f"utterance-{i}",
-                self.keep(
-                    self.log_probs(length, fingerprint.vocab_size, kind, seed + i),
-                    top_k=fingerprint.top_k,
-                    mass=fingerprint.mass,
-                ),
+                self.log_probs(length, fingerprint.vocab_size, kind, seed + i),
                 fingerprint,
             )
             for i, length in enumerate(lengths)
@@ -179,6 +165,59 @@ def written_store(maker: StoreMaker, tmp_path_factory: pytest.TempPathFactory) -
 def store(written_store: Path, tmp_path: Path) -> Path:
     """A finished store to damage: 2 parts, 6 utterances, one of them without frames."""
     return Path(shutil.copytree(written_store, tmp_path / "train.teacher.zarr"))
+
+
+class Archive:
+    """A part's or the index's file, opened up for a test to damage."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def names(self) -> list[str]:
+        with zipfile.ZipFile(self.path) as archive:
+            return archive.namelist()
+
+    def span(self, name: str) -> tuple[int, int]:
+        """Where in the file a member's bytes stand: offset and length."""
+        with zipfile.ZipFile(self.path) as archive:
+            entry = archive.getinfo(name)
+        header = self.path.read_bytes()[entry.header_offset :][:30]
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        return entry.header_offset + 30 + name_length + extra_length, entry.compress_size
+
+    def flip(self, name: str, position: int, mask: int = 0xFF) -> None:
+        """Flips bits of one byte of a member as it stands in the file."""
+        offset, size = self.span(name)
+        content = bytearray(self.path.read_bytes())
+        content[offset + position % size] ^= mask
+        self.path.write_bytes(content)
+
+    def edit(self, **changes: Callable[[bytes], bytes | None]) -> None:
+        """Writes the archive anew, some members changed (`__` for `/`) or, by None, left out."""
+        with zipfile.ZipFile(self.path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        for key, change in changes.items():
+            name = key.replace("__", "/")
+            changed = change(members.pop(name))
+            if changed is not None:
+                members[name] = changed
+        self.path.write_bytes(pack_zip(members))
+
+    def column(self, name: str) -> Array:
+        group = zarr.open_group(zarr.storage.ZipStore(self.path, mode="r"), mode="r")
+        return np.asarray(group[name][...])  # type: ignore[index]
+
+    def rewrite(self, name: str, change: Callable[[Array], Array]) -> None:
+        """Changes a column's values, so that every checksum of its chunk is right again."""
+        group = zarr.open_group(zarr.storage.ZipStore(self.path, mode="r"), mode="r")
+        columns = {key: np.asarray(array[...]) for key, array in group.arrays()}
+        columns[name] = change(columns[name].copy())
+        self.path.write_bytes(pack_group(columns, group.attrs.asdict()))
+
+
+@pytest.fixture(scope="session")
+def archive() -> type[Archive]:
+    return Archive
 
 
 @pytest.fixture(scope="session")

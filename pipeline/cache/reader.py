@@ -48,6 +48,9 @@ class TeacherStore:
     A part is read, checked and decompressed when its first utterance is asked for, and stays in
     memory as its columns, two to three times its bytes on disk, as long as all that is held stays
     within `memory_gb`; then the part that was used least recently goes.
+
+    Attributes:
+        held_bytes: Of the columns in memory.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class TeacherStore:
         self._positions = {utt_id: i for i, utt_id in enumerate(index.utt_ids)}
         self._layout = layout_of(metadata.fingerprint)
         self._parts: OrderedDict[int, Future[Part]] = OrderedDict()
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._lock = threading.Lock()
 
     @classmethod
@@ -275,12 +278,12 @@ class TeacherStore:
             return
         future.set_result(part)
         with self._lock:
-            self._held_bytes += part.nbytes
+            self.held_bytes += part.nbytes
             for oldest in list(self._parts):
-                if self._held_bytes <= self.memory_gb * 1e9 or oldest == index:
+                if self.held_bytes <= self.memory_gb * 1e9 or oldest == index:
                     break
                 if self._parts[oldest].done():
-                    self._held_bytes -= self._parts.pop(oldest).result().nbytes
+                    self.held_bytes -= self._parts.pop(oldest).result().nbytes
 
     def _locate(self, utt_id: str) -> tuple[Part, int]:
         position = self._position(utt_id)

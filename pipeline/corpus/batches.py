@@ -37,6 +37,10 @@ class BatchSampler:
         shuffle: False gives the same order every epoch, short utterances first.
         rank: This process.
         world_size: How many processes share the epoch.
+        groups: Group of each utterance (the part of the teacher cache that holds its targets), for
+            corpora whose targets do not fit in memory; None where they do.
+        groups_at_once: Groups from which batches are drawn at a time: an epoch goes through the
+            groups in a shuffled order, so many at once, and reads each of them once.
 
     Raises:
         ConfigError: For a value out of range, or fewer utterances than ranks.
@@ -52,6 +56,8 @@ class BatchSampler:
         shuffle: bool,
         rank: int = 0,
         world_size: int = 1,
+        groups: Sequence[int] | None = None,
+        groups_at_once: int = 1,
     ) -> None:
         _check_range("max_seconds", max_seconds, max_seconds > 0, "above 0")
         _check_range("buckets", buckets, buckets >= 1, "at least 1")
@@ -63,6 +69,7 @@ class BatchSampler:
             world_size <= len(utterances),
             f"at most one rank an utterance ({len(utterances)})",
         )
+        _check_range("groups_at_once", groups_at_once, groups_at_once >= 1, "at least 1")
         self.max_seconds = max_seconds
         self.seed = seed
         self.epoch = 0
@@ -71,7 +78,9 @@ class BatchSampler:
         self.world_size = world_size
         self._samples = np.array([u.samples for u in utterances], dtype=np.int64)
         self._max_samples = int(max_seconds * utterances[0].sample_rate)
-        self._buckets = _split_by_total(self._samples, buckets)
+        self._bucket_count = buckets
+        self._groups = np.zeros(len(utterances), np.int64) if groups is None else np.array(groups)
+        self._groups_at_once = groups_at_once
         self._digest = hashlib.sha256(
             "\n".join(f"{u.utt_id}\t{u.samples}" for u in utterances).encode()
         ).hexdigest()
@@ -141,7 +150,8 @@ class BatchSampler:
             "seed": self.seed,
             "shuffle": self.shuffle,
             "max_seconds": self.max_seconds,
-            "buckets": len(self._buckets),
+            "buckets": self._bucket_count,
+            "groups_at_once": self._groups_at_once,
             "world_size": self.world_size,
             "utterances": self._digest,
         }
@@ -154,9 +164,21 @@ class BatchSampler:
 
     def _make_plan(self) -> list[list[int]]:
         random = np.random.default_rng((self.seed, self.epoch))
+        groups = np.unique(self._groups)
+        if self.shuffle and len(groups) > 1:
+            groups = random.permutation(groups)
         batches: list[list[int]] = []
-        for bucket in self._buckets:
-            order = random.permutation(bucket) if self.shuffle else bucket
+        for first in range(0, len(groups), self._groups_at_once):
+            window = np.isin(self._groups, groups[first : first + self._groups_at_once])
+            batches += self._window_batches(np.flatnonzero(window), random)
+        return batches
+
+    def _window_batches(
+        self, window: npt.NDArray[np.int64], random: np.random.Generator
+    ) -> list[list[int]]:
+        batches: list[list[int]] = []
+        for bucket in _split_by_total(self._samples[window], self._bucket_count):
+            order = random.permutation(window[bucket]) if self.shuffle else window[bucket]
             batches += _fill(order, self._samples, self._max_samples)
         while len(batches) % self.world_size:
             _halve_largest(batches)

@@ -27,6 +27,8 @@ class DataConfig:
         batch_seconds: Padded audio in a batch: longest utterance times utterances.
         buckets: Length classes from which batches are drawn.
         audio_memory_gb: Host memory for decoded audio; what does not fit is decoded each epoch.
+        store_memory_gb: Host memory for the teacher cache; a larger one is read part by part, the
+            batches drawn from so many parts at a time as fit.
         prefetch_batches: Batches decoded ahead.
         decode_threads: Threads that decode audio.
     """
@@ -37,13 +39,15 @@ class DataConfig:
     batch_seconds: float = 320.0
     buckets: int = 20
     audio_memory_gb: float = 4.0
+    store_memory_gb: float = 8.0
     prefetch_batches: int = 4
     decode_threads: int = 2
 
     def __post_init__(self) -> None:
         in_range("data.", self, "batch_seconds", above=0)
         in_range("data.", self, "buckets", at_least=1)
-        in_range("data.", self, "audio_memory_gb", "prefetch_batches", "decode_threads", at_least=0)
+        sizes = ("audio_memory_gb", "store_memory_gb", "prefetch_batches", "decode_threads")
+        in_range("data.", self, *sizes, at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)

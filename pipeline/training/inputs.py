@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.cache.fingerprint import require_student_fits
 from interkd.pipeline.cache.reader import TeacherStore
-from interkd.pipeline.corpus.manifest import Manifest, read_manifest
+from interkd.pipeline.corpus.manifest import Manifest, Utterance, read_manifest
 from interkd.pipeline.corpus.tokens import Tokenizer
 from interkd.pipeline.frames import FrameFormula
 from interkd.pipeline.training.config import TrainConfig
@@ -43,6 +45,20 @@ def read_corpus(config: TrainConfig) -> Corpus:
     return Corpus(train=manifests[0], dev=manifests[1], tokenizer=tokenizer)
 
 
+def parts_as_groups(store: TeacherStore | None, utterances: Sequence[Utterance]) -> dict[str, Any]:
+    """The sampler's `groups` where a store is larger than its memory; nothing where it fits.
+
+    Half of the parts that fit are drawn from at a time, so that batches prepared ahead find the
+    next ones while the last ones are still needed.
+    """
+    if store is None or store.parts_in_memory >= store.part_count:
+        return {}
+    return {
+        "groups": [store.part_of(utterance.utt_id) for utterance in utterances],
+        "groups_at_once": max(1, store.parts_in_memory // 2),
+    }
+
+
 def open_store(
     config: TrainConfig, tokenizer: Tokenizer, formula: FrameFormula
 ) -> TeacherStore | None:
@@ -60,7 +76,7 @@ def open_store(
             f"recipe '{config.objective.recipe}' learns from a teacher",
             expected="a teacher cache (--store)",
         )
-    store = TeacherStore.open(config.store)
+    store = TeacherStore.open(config.store, memory_gb=config.data.store_memory_gb)
     require_student_fits(
         store.fingerprint,
         tokens=tokenizer.tokens,

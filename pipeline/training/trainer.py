@@ -24,7 +24,7 @@ from interkd.pipeline.training.augmentation import spec_augment
 from interkd.pipeline.training.averaging import average_weights
 from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.data import Batch, BatchLoader
-from interkd.pipeline.training.inputs import open_store, read_corpus
+from interkd.pipeline.training.inputs import open_store, parts_as_groups, read_corpus
 from interkd.pipeline.training.keeper import CheckpointKeeper
 from interkd.pipeline.training.log import RunLog
 from interkd.pipeline.training.objective import Objective
@@ -105,6 +105,7 @@ class Trainer:
             buckets=config.data.buckets,
             seed=config.seed,
             shuffle=True,
+            **parts_as_groups(self.store, self.corpus.train.utterances),
         )
         self.model.to(self.device)
         self.optimiser = make_optimiser(self.model, config.optimiser)

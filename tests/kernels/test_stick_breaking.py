@@ -178,6 +178,6 @@ def test_bits_that_do_not_fit(backend: str, blank: list[int], fractions: list[in
 
 
 def test_an_unknown_backend() -> None:
+    empty = np.zeros(0, np.uint8)
     with pytest.raises(BackendError, match="cuda"):
-        empty = np.zeros(0, np.uint8)
         expand_stick_breaking(empty, empty, empty, VALUES, backend="cuda")

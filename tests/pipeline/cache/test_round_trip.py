@@ -14,14 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from interkd.kernels.errors import StoreError
+from interkd.kernels.stick_breaking import expand_stick_breaking
 from interkd.pipeline.cache.codec import get_quantiser
+from interkd.pipeline.cache.fingerprint import Fingerprint
+from interkd.pipeline.cache.format import Array
 from interkd.pipeline.cache.inspect import decode_store, info
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.verify import verify
 from interkd.pipeline.cache.writer import EncodedUtterance
 
 if TYPE_CHECKING:
-    from tests.pipeline.cache.conftest import Kept, StoreMaker
+    from tests.pipeline.cache.conftest import StoreMaker
 
 KINDS = ("peaky", "flat", "ties", "zeros")
 
@@ -31,8 +34,8 @@ KINDS = ("peaky", "flat", "ties", "zeros")
     vocab_size=st.sampled_from([2, 3, 29, 256, 257, 65_536, 65_537, 70_000]),
     lengths=st.lists(st.sampled_from([0, 1, 2, 5]), min_size=1, max_size=5),
     kind=st.sampled_from(KINDS),
-    quantiser=st.sampled_from(["log8", "float16"]),
-    top_k=st.sampled_from([1, 8, 255]),
+    quantiser=st.sampled_from(["angle5", "angle15"]),
+    top_k=st.sampled_from([2, 8, 255]),
     seed=st.integers(0, 1000),
     data=st.data(),
 )
@@ -47,13 +50,12 @@ def test_what_is_written_is_read(
     data: st.DataObject,
 ) -> None:
     fingerprint = maker.fingerprint(vocab_size, quantiser=quantiser, top_k=top_k, mass=0.99)
-    kept = [
-        maker.keep(maker.log_probs(length, vocab_size, kind, seed + i), top_k=top_k, mass=0.99)
+    utterances = [
+        maker.encode(f"u/{i} ü", maker.log_probs(length, vocab_size, kind, seed + i), fingerprint)
         for i, length in enumerate(lengths)
     ]
-    utterances = [maker.encode(f"u/{i} ü", k, fingerprint) for i, k in enumerate(kept)]
-    batch = data.draw(st.lists(st.integers(0, len(kept) - 1), max_size=6))
-    parts = data.draw(st.integers(1, len(kept)))
+    batch = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=6))
+    parts = data.draw(st.integers(1, len(lengths)))
     with tempfile.TemporaryDirectory() as folder:
         path = maker.write(Path(folder, "store"), utterances, fingerprint, parts=parts)
         assert verify(path).problems == ()
@@ -62,16 +64,22 @@ def test_what_is_written_is_read(
     assert store.utterance_ids == tuple(u.utt_id for u in utterances)
     assert store.fingerprint == fingerprint
     assert targets.frame_lengths.tolist() == [lengths[i] for i in batch]
-    entries = [int(e) for i in batch for e in kept[i].entries_per_frame]
-    assert targets.entry_offsets.diff().tolist() == entries
-    assert targets.tokens.tolist() == [int(t) for i in batch for t in kept[i].tokens]
-    codec = get_quantiser(quantiser)
-    empty = np.zeros(0, dtype=np.float32)
-    log_probs = np.concatenate([empty, *(kept[i].log_probs for i in batch)])
-    np.testing.assert_array_equal(
-        targets.log_probs.numpy(), codec.dequantise(codec.quantise(log_probs))
-    )
+    expected = [expand(utterances[i], fingerprint) for i in batch]
+    counts = [int(n) for offsets, _, _ in expected for n in np.diff(offsets)]
+    assert targets.entry_offsets.diff().tolist() == counts
+    assert targets.tokens.tolist() == [int(t) for _, tokens, _ in expected for t in tokens]
+    assert targets.log_probs.tolist() == [float(x) for _, _, values in expected for x in values]
     assert (targets.vocab_size, targets.blank_index) == (vocab_size, 0)
+
+
+def expand(utterance: EncodedUtterance, fingerprint: Fingerprint) -> tuple[Array, Array, Array]:
+    return expand_stick_breaking(
+        utterance.blank,
+        utterance.tokens,
+        utterance.fractions,
+        get_quantiser(fingerprint.quantiser).values,
+        backend="reference",
+    )
 
 
 def test_what_the_store_says_of_its_utterances(maker: StoreMaker, store: Path) -> None:
@@ -117,11 +125,38 @@ def utterance(maker: StoreMaker, utt_id: str, audio_of: str) -> EncodedUtterance
     return EncodedUtterance(
         utt_id=utt_id,
         audio_hash=maker.audio_hash(audio_of),
-        entries_per_frame=none,
+        blank=none,
         tokens=none,
-        log_prob_codes=none,
+        fractions=none,
         samples=0,
     )
+
+
+def test_memory_stays_within_the_budget(maker: StoreMaker, tmp_path: Path) -> None:
+    fingerprint = maker.fingerprint()
+    utterances = maker.utterances(fingerprint, [300] * 12)
+    path = maker.write(tmp_path / "store", utterances, fingerprint, parts=6)
+    whole = TeacherStore.open(path)
+    assert whole.parts_in_memory == 6
+    one_part = whole.read_part(0).nbytes
+    opened = TeacherStore.open(path, memory_gb=2.5 * one_part / 1e9)
+    assert opened.parts_in_memory < 6
+    for ids in (opened.utterance_ids, opened.utterance_ids[::-1]):
+        for utt_id in ids:
+            assert torch.equal(opened.targets([utt_id]).tokens, whole.targets([utt_id]).tokens)
+            assert opened.held_bytes <= 2.5 * one_part
+    assert TeacherStore.open(path, memory_gb=0).targets(ids).batch_size == 12
+
+
+def test_a_failed_part_is_read_again_when_asked_for(store: Path) -> None:
+    opened = TeacherStore.open(store)
+    part = store / "part-00001.zip"
+    content = part.read_bytes()
+    part.write_bytes(content[:100])
+    with pytest.raises(StoreError, match="part-00001"):
+        opened.targets(opened.utterance_ids)
+    part.write_bytes(content)
+    assert opened.targets(opened.utterance_ids).batch_size == 6
 
 
 def test_a_corpus_is_required_by_id_and_by_audio(maker: StoreMaker, store: Path) -> None:
@@ -139,17 +174,6 @@ def test_a_corpus_is_required_by_id_and_by_audio(maker: StoreMaker, store: Path)
         opened.require([known, changed])
 
 
-def best_stored_tokens(kept: Kept) -> list[int]:
-    """Of each frame the first token with the smallest code, frame by frame."""
-    codes = get_quantiser("log8").quantise(kept.log_probs).tolist()
-    best, first = [], 0
-    for count in kept.entries_per_frame.tolist():
-        frame = range(first, first + count)
-        best.append(int(kept.tokens[min(frame, key=lambda entry: codes[entry])]))
-        first += count
-    return best
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_info_and_decode_agree_with_the_dense_posteriors(
     maker: StoreMaker, tmp_path: Path, kind: str
@@ -157,15 +181,12 @@ def test_info_and_decode_agree_with_the_dense_posteriors(
     fingerprint = maker.fingerprint(29)
     lengths = [0, 40, 1, 0, 25, 0]
     dense = [maker.log_probs(length, 29, kind, i) for i, length in enumerate(lengths)]
-    kept = [maker.keep(d, top_k=fingerprint.top_k, mass=fingerprint.mass) for d in dense]
-    utterances = [maker.encode(f"u{i}", k, fingerprint) for i, k in enumerate(kept)]
+    utterances = [maker.encode(f"u{i}", d, fingerprint) for i, d in enumerate(dense)]
     path = maker.write(tmp_path / "store", utterances, fingerprint, parts=3)
 
     expected, best = {}, []
-    for i, (log_probs, sparse) in enumerate(zip(dense, kept, strict=True)):
-        tokens = best_stored_tokens(sparse)
-        if kind != "flat":  # there, near equals share a code
-            assert tokens == log_probs.argmax(axis=1).tolist()
+    for i, log_probs in enumerate(dense):
+        tokens = log_probs.argmax(axis=1).tolist()
         expected[f"u{i}"] = [token for token, _ in itertools.groupby(tokens) if token != 0]
         best += tokens
     assert dict(decode_store(path)) == expected
@@ -174,10 +195,13 @@ def test_info_and_decode_agree_with_the_dense_posteriors(
     frames = sum(lengths)
     assert (found.frames, found.utterances, found.parts) == (frames, 6, 3)
     assert found.hours == pytest.approx(frames * 0.02 / 3600)
-    assert found.entries == sum(len(k.tokens) for k in kept)
+    assert found.entries == sum(len(u.tokens) + len(u.blank) for u in utterances)
     assert found.blank_share == pytest.approx(best.count(0) / frames)
-    mass = sum(float(np.exp(k.log_probs).sum()) for k in kept) / frames
-    assert found.mean_mass == pytest.approx(mass, abs=0.02)
+    mass = sum(
+        float(np.exp(values.astype(np.float64)).sum())
+        for _, _, values in (expand(u, fingerprint) for u in utterances)
+    )
+    assert found.mean_mass == pytest.approx(mass / frames)
     on_disk = [p for p in path.rglob("*") if p.is_file()]
     assert found.files == len(on_disk)
     assert found.total_bytes == sum(p.stat().st_size for p in on_disk)

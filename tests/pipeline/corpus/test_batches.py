@@ -178,3 +178,37 @@ def test_length_sorted_batches(samples: list[int]) -> None:
     assert order == sorted(range(len(samples)), key=lambda i: samples[i])
     for batch in batches:
         assert len(batch) == 1 or samples[batch[-1]] * len(batch) <= 20 * RATE
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    samples=st.lists(st.integers(1, 20_000), min_size=4, max_size=60),
+    group_count=st.integers(1, 9),
+    at_once=st.integers(1, 4),
+    world_size=st.integers(1, 3),
+)
+def test_an_epoch_goes_through_the_groups_once(
+    samples: list[int], group_count: int, at_once: int, world_size: int
+) -> None:
+    groups = [i * group_count // len(samples) for i in range(len(samples))]
+    ranks = [
+        a_sampler(
+            samples,
+            groups=groups,
+            groups_at_once=at_once,
+            rank=rank,
+            world_size=world_size,
+        )
+        for rank in range(world_size)
+    ]
+    steps = list(zip(*ranks, strict=True))
+    heard = [i for step in steps for batch in step for i in batch]
+    assert set(heard) == set(range(len(samples)))
+    windows: list[set[int]] = []
+    for step in steps:
+        now = {groups[i] for batch in step for i in batch}
+        if windows and len(windows[-1] | now) <= at_once:
+            windows[-1] |= now
+        else:
+            windows.append(now)
+    assert sum(len(window) for window in windows) == len({*groups})  # none is come back to

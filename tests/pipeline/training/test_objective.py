@@ -9,7 +9,6 @@ from interkd.kernels.ctc import ctc_loss
 from interkd.kernels.distill import sparse_divergence
 from interkd.kernels.errors import ConfigError, FrameCountError
 from interkd.kernels.sparse import SparsePosteriors
-from interkd.kernels.topk import adaptive_topk
 from interkd.pipeline.students.model import StudentOutput
 from interkd.pipeline.training.data import compared_lengths
 from interkd.pipeline.training.objective import Objective
@@ -35,7 +34,11 @@ class Example:
         self.logits = tuple(torch.randn(3, 9, VOCAB, generator=generator) for _ in HEADS)
         teacher_frames = torch.tensor([9, 8, 3])
         log_probs = torch.randn(20, VOCAB, generator=generator).mul(2).log_softmax(-1)
-        counts, tokens, kept = adaptive_topk(log_probs, max_tokens=3, mass=0.95)
+        counts = torch.arange(20) % 3 + 1
+        order = log_probs[:, 1:].argsort(descending=True) + 1
+        rows = [[0, *row[: int(n) - 1].tolist()] for row, n in zip(order, counts, strict=True)]
+        tokens = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
+        kept = torch.cat([log_probs[i, row] for i, row in enumerate(rows)])
         zero = torch.zeros(1, dtype=torch.int64)
         self.teacher = SparsePosteriors(
             frame_offsets=torch.cat([zero, teacher_frames.cumsum(0)]),

@@ -1,4 +1,4 @@
-"""`interkd cache`: look into a teacher cache, check it, transcribe from it."""
+"""`interkd cache`: look into a teacher cache, check it, transcribe from it, make it anew."""
 
 from __future__ import annotations
 
@@ -6,35 +6,49 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
-from interkd.kernels.errors import ConfigError, CorruptStoreError
+from interkd.cli.cache_operations import (
+    STORE,
+    compact_command,
+    diff_command,
+    parts_bar,
+    print_rows,
+    stats_command,
+    write_output,
+)
+from interkd.kernels.errors import CorruptStoreError, StoreError
 from interkd.pipeline.cache.inspect import StoreInfo, info
+from interkd.pipeline.cache.sample_check import (
+    DIVERGENCE_TOLERANCE,
+    LARGEST_CHANGED_SHARE,
+    SampleReport,
+    sample_check,
+)
 from interkd.pipeline.cache.transcripts import transcribe_store
 from interkd.pipeline.cache.verify import verify
-from interkd.pipeline.files import write_text
 from interkd.pipeline.scoring.trn import format_trn
-
-_STORE = click.argument("store", type=click.Path(path_type=Path))
 
 
 @click.group("cache")
 def cache_command() -> None:
-    """Look into a teacher cache: info, verify, decode."""
+    """Look into a teacher cache, check it, compare it, make it smaller."""
+
+
+for command in (stats_command, compact_command, diff_command):
+    cache_command.add_command(command)
 
 
 @cache_command.command("info")
-@_STORE
+@STORE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def info_command(store: Path, as_json: bool) -> None:
     """Print the size of STORE, what it keeps and what it was made with."""
-    found = info(store)
+    with parts_bar("counting") as progress:
+        found = info(store, progress=progress)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
         return
-    for name, value in _rows(found):
-        click.echo(f"{name:<22}{value}")
+    print_rows(_rows(found))
 
 
 def _rows(found: StoreInfo) -> list[tuple[str, str]]:
@@ -54,7 +68,9 @@ def _rows(found: StoreInfo) -> list[tuple[str, str]]:
         ("entries a frame", f"{found.entries_per_frame:.3f}"),
         ("blank share", f"{100 * found.blank_share:.2f} %"),
         ("mean mass kept", f"{found.mean_mass:.6f}"),
-        ("size", f"{found.total_bytes:,} bytes in {found.files} files"),
+        ("size", f"{found.total_bytes:,} bytes"),
+        ("inodes", f"{found.inodes:,} (files {found.files:,}, folders {found.folders:,})"),
+        ("files for 1,000 h", f"{found.files_in_1000_hours:,} with parts as long as these"),
         ("bytes a frame", f"{found.bytes_per_frame:.3f}"),
     ]
     rows += [(f"  {name}", f"{size:,}") for name, size in found.column_bytes.items()]
@@ -63,15 +79,55 @@ def _rows(found: StoreInfo) -> list[tuple[str, str]]:
 
 
 @cache_command.command("verify")
-@_STORE
-def verify_command(store: Path) -> None:
-    """Check every digest of STORE and every rule of its format."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("verifying", total=None)
-        report = verify(
-            store, progress=lambda done, parts: bar.update(task, completed=done, total=parts)
-        )
+@STORE
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Besides, run the teacher again over N utterances and compare; needs the two below.",
+)
+@click.option(
+    "--teacher",
+    metavar="SPEC",
+    help="interkd:CHECKPOINT | torchscript:FILE | torchaudio:BUNDLE_NAME | python:MODULE:FACTORY",
+)
+@click.option(
+    "--manifest", type=click.Path(path_type=Path), help="Where the utterances' audio lies."
+)
+@click.option(
+    "--teacher-weights", type=click.Path(path_type=Path), help="State dict of a torchaudio bundle."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N].")
+@click.option("--seed", default=0, show_default=True, help="Decides which utterances.")
+@click.option(
+    "--tolerance",
+    default=DIVERGENCE_TOLERANCE,
+    show_default=True,
+    help="Largest mean divergence of the sample, nats a frame.",
+)
+def verify_command(
+    store: Path,
+    sample: int | None,
+    teacher: str | None,
+    manifest: Path | None,
+    teacher_weights: Path | None,
+    device: str,
+    seed: int,
+    tolerance: float,
+) -> None:
+    """Check every digest of STORE and every rule of its format.
+
+    With --sample the teacher itself is asked again: N utterances are heard one by one, and their
+    posteriors held against the stored ones, beside what quantisation alone makes of them. It fails
+    if they are further apart than --tolerance, or the most probable token is another in more than
+    0.5 % of the frames. The teacher must be the very one of the store, weights included.
+    """
+    if sample is not None and (teacher is None or manifest is None):
+        raise click.UsageError("--sample needs --teacher and --manifest")
+    if sample is None and (teacher is not None or manifest is not None):
+        raise click.UsageError("--teacher and --manifest are for --sample")
+    with parts_bar("verifying") as progress:
+        report = verify(store, progress=progress)
     for problem in report.problems:
         click.echo(str(problem))
     if report.problems:
@@ -83,10 +139,54 @@ def verify_command(store: Path) -> None:
         f"{store}: {report.parts} parts, {report.utterances:,} utterances, {report.frames:,} "
         f"frames, {report.entries:,} entries: every digest matches"
     )
+    if sample is None or teacher is None or manifest is None:
+        return
+    with parts_bar("hearing again") as progress:
+        found = sample_check(
+            store,
+            manifest,
+            teacher,
+            count=sample,
+            seed=seed,
+            device=device,
+            teacher_weights=teacher_weights,
+            tolerance=tolerance,
+            progress=progress,
+        )
+    print_rows(_sample_rows(found))
+    if not found.passes:
+        raise StoreError(
+            f"{store} is not what the teacher says now",
+            expected=f"a mean divergence of at most {tolerance:g} nats a frame and another best "
+            f"token in at most {100 * LARGEST_CHANGED_SHARE:g} % of the frames",
+            got=f"{found.found.mean_divergence:.3g} and {100 * found.found.changed_best:.3g} %",
+            remedy="cache the teacher again; audio, libraries or padding may have changed since",
+        )
+
+
+def _sample_rows(found: SampleReport) -> list[tuple[str, str]]:
+    rows = [("heard again", f"{len(found.utt_ids)} utterances, {found.frames:,} frames")]
+    expected = found.expected
+    for name, attribute, scale, unit in (
+        ("KL, mean", "mean_divergence", 1, " nats a frame"),
+        ("KL, largest", "largest_divergence", 1, " nats"),
+        ("difference, mean", "mean_difference", 1, ""),
+        ("difference, largest", "largest_difference", 1, ""),
+        ("best token changed", "changed_best", 100, " % of frames"),
+    ):
+        text = f"{scale * getattr(found.found, attribute):.3g}{unit}"
+        if expected is not None:
+            text += f"; quantisation alone {scale * getattr(expected, attribute):.3g}"
+        rows.append((name, text))
+    if found.largest_at is not None:
+        rows.append(("  in utterance", found.largest_at))
+    if found.equal_codes is not None:
+        rows.append(("equal codes", f"{100 * found.equal_codes:.2f} % of frames"))
+    return rows
 
 
 @cache_command.command("decode")
-@_STORE
+@STORE
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path),
@@ -98,10 +198,7 @@ def decode_command(store: Path, manifest: Path, out: Path | None) -> None:
     """Transcribe from STORE alone and print the word error rate beside the teacher's own."""
     transcripts = transcribe_store(store, manifest)
     if out is not None:
-        try:
-            write_text(out, format_trn(transcripts.utt_ids, transcripts.texts))
-        except OSError as error:
-            raise ConfigError(f"cannot write {out}", got=error.strerror) from error
+        write_output(out, format_trn(transcripts.utt_ids, transcripts.texts))
     errors = transcripts.word_errors
     click.echo(
         f"WER from the store     {errors.rate:.2f} % ({errors.errors} of {errors.reference_length} "

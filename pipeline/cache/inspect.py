@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from interkd.pipeline.cache.compare import best_tokens, probabilities
 from interkd.pipeline.cache.fingerprint import Fingerprint
 from interkd.pipeline.cache.format import (
     ARCHIVE_SUFFIX,
@@ -20,8 +21,8 @@ from interkd.pipeline.cache.format import (
     file_name,
     part_name,
 )
-from interkd.pipeline.cache.layout import Expanded
 from interkd.pipeline.cache.part import column_specs
+from interkd.pipeline.cache.parts_parallel import Progress, map_parts
 from interkd.pipeline.cache.reader import TeacherStore
 
 
@@ -39,7 +40,9 @@ class StoreInfo:
         frames: Teacher frames.
         entries: Tokens kept, over all frames.
         files: Files on disk.
+        folders: Folders on disk, the store's own among them.
         total_bytes: Bytes of all files.
+        files_outside_parts: Of the files, those of the store as a whole: zarr.json and the index.
         column_bytes: Compressed bytes of each column over all parts, of the index, and of the
             rest: metadata and directories.
         blank_share: Share of frames whose most probable token is the blank, 0 to 1.
@@ -55,7 +58,9 @@ class StoreInfo:
     frames: int
     entries: int
     files: int
+    folders: int
     total_bytes: int
+    files_outside_parts: int
     column_bytes: dict[str, int]
     blank_share: float
     mean_mass: float
@@ -70,6 +75,18 @@ class StoreInfo:
         """Mean tokens kept of a frame."""
         return self.entries / max(1, self.frames)
 
+    @property
+    def inodes(self) -> int:
+        """Files and folders: what a cluster's quota counts."""
+        return self.files + self.folders
+
+    @property
+    def files_in_1000_hours(self) -> int:
+        """Files of a store of 1,000 hours whose parts are as long as these."""
+        fixed = self.files_outside_parts
+        parts = math.ceil(self.parts * 1000 / self.hours) if self.hours else self.parts
+        return fixed + round(parts * (self.files - fixed) / self.parts)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -77,11 +94,17 @@ class StoreInfo:
         values["fingerprint"] = self.fingerprint.to_dict()
         values["bytes_per_frame"] = self.bytes_per_frame
         values["entries_per_frame"] = self.entries_per_frame
+        values["inodes"] = self.inodes
+        values["files_in_1000_hours"] = self.files_in_1000_hours
         return values
 
 
-def info(path: Path | str) -> StoreInfo:
+def info(path: Path | str, *, progress: Progress | None = None) -> StoreInfo:
     """Goes through a store and counts; digests are verified on the way.
+
+    Args:
+        path: The store.
+        progress: Called with the parts done and the parts in all, after each part.
 
     Raises:
         StoreError: As `TeacherStore.open`.
@@ -89,16 +112,24 @@ def info(path: Path | str) -> StoreInfo:
     """
     store = TeacherStore.open(path)
     fingerprint = store.fingerprint
-    samples = frames = entries = blank_frames = 0
-    mass = 0.0
-    for part in (store.read_part(index) for index in range(store.part_count)):
-        samples += int(part.samples.sum())
-        frames += part.frames
+
+    def count(index: int) -> tuple[int, int, int, int, float]:
+        part = store.read_part(index)
         expanded = part.expand()
-        entries += len(expanded.tokens)
-        blank_frames += int((best_tokens(expanded) == fingerprint.blank_index).sum())
-        mass += float(np.exp(expanded.log_probs, dtype=np.float64).sum())
-    sizes = [path.stat().st_size for path in _files(store)]
+        best = best_tokens(expanded, version=fingerprint.format_version)
+        return (
+            int(part.samples.sum()),
+            part.frames,
+            len(expanded.tokens),
+            int((best == fingerprint.blank_index).sum()),
+            float(probabilities(expanded)[0].sum()),
+        )
+
+    counts = map_parts(count, store.part_count, progress)
+    samples, frames, entries, blank_frames, mass = map(sum, zip(*counts, strict=True))
+    files = list(store_files(store))
+    folders = {folder for file in files for folder in file.relative_to(store.path).parents}
+    parts = {file for file in files if file.relative_to(store.path).parts[0].startswith("part-")}
     return StoreInfo(
         path=store.path,
         fingerprint=fingerprint,
@@ -108,15 +139,18 @@ def info(path: Path | str) -> StoreInfo:
         hours=samples / fingerprint.sample_rate / 3600,
         frames=frames,
         entries=entries,
-        files=len(sizes),
-        total_bytes=sum(sizes),
-        column_bytes=_column_bytes(store),
+        files=len(files),
+        folders=len(folders),
+        total_bytes=sum(file.stat().st_size for file in files),
+        files_outside_parts=len(files) - len(parts),
+        column_bytes=column_bytes(store),
         blank_share=blank_frames / max(1, frames),
         mean_mass=mass / max(1, frames),
     )
 
 
-def _files(store: TeacherStore) -> Iterator[Path]:
+def store_files(store: TeacherStore) -> Iterator[Path]:
+    """Every file of a store; nothing else that may lie in its folder."""
     version = store.metadata.version
     names = [METADATA_FILE, file_name(INDEX_NAME, version)]
     names += [file_name(part_name(i), version) for i in range(store.part_count)]
@@ -124,11 +158,11 @@ def _files(store: TeacherStore) -> Iterator[Path]:
         yield from (p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
 
 
-def _column_bytes(store: TeacherStore) -> dict[str, int]:
+def column_bytes(store: TeacherStore) -> dict[str, int]:
     """Compressed bytes of each column, of the index, and of all the rest of the files."""
     names = [spec.name for spec in column_specs(store.fingerprint)]
     totals = dict.fromkeys([*names, INDEX_NAME, "other"], 0)
-    for path in _files(store):
+    for path in store_files(store):
         relative = path.relative_to(store.path)
         size = path.stat().st_size
         if relative.parts[0] in (INDEX_NAME, file_name(INDEX_NAME, 2)):
@@ -148,20 +182,6 @@ def _column_bytes(store: TeacherStore) -> dict[str, int]:
     return totals
 
 
-def best_tokens(expanded: Expanded) -> npt.NDArray[np.int64]:
-    """Most probable token of each frame, `(N,)`; of equal log-probs the entry standing first."""
-    starts = expanded.entry_offsets[:-1]
-    if len(starts) == 0:
-        return np.zeros(0, dtype=np.int64)
-    counts = np.diff(expanded.entry_offsets)
-    largest = np.maximum.reduceat(expanded.log_probs, starts)
-    candidates = np.flatnonzero(expanded.log_probs == np.repeat(largest, counts))
-    frames = np.repeat(np.arange(len(counts)), counts)[candidates]
-    first = np.concatenate([[True], frames[1:] != frames[:-1]])
-    best: npt.NDArray[np.int64] = expanded.tokens[candidates[first]].astype(np.int64)
-    return best
-
-
 def decode_store(path: Path | str) -> Iterator[tuple[str, list[int]]]:
     """Greedy CTC transcripts of what the teacher heard, straight from the store.
 
@@ -178,7 +198,7 @@ def decode_store(path: Path | str) -> Iterator[tuple[str, list[int]]]:
     blank = store.fingerprint.blank_index
     for index in range(store.part_count):
         part = store.read_part(index)
-        best = best_tokens(part.expand())
+        best = best_tokens(part.expand(), version=store.metadata.version)
         changed = np.ones(len(best), dtype=bool)
         changed[1:] = best[1:] != best[:-1]
         starts = part.frame_offsets[:-1]

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import dask
-from dask import delayed
-from dask.callbacks import Callback
 
 from interkd.kernels.errors import CorruptStoreError
 from interkd.pipeline.cache.format import INDEX_NAME, METADATA_FILE, file_name, part_name
@@ -16,6 +11,7 @@ from interkd.pipeline.cache.index import StoreIndex, read_index
 from interkd.pipeline.cache.metadata import StoreMetadata, read_metadata
 from interkd.pipeline.cache.part import Problem
 from interkd.pipeline.cache.part_io import load_part
+from interkd.pipeline.cache.parts_parallel import Progress, map_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +36,7 @@ class VerifyReport:
     problems: tuple[Problem, ...]
 
 
-def verify(path: Path | str, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+def verify(path: Path | str, *, progress: Progress | None = None) -> VerifyReport:
     """Checks a store from the first byte to the last, its parts side by side.
 
     The store need not be finished.
@@ -71,9 +67,7 @@ def verify(path: Path | str, *, progress: Callable[[int, int], None] | None = No
     def check(part: int) -> PartReport:
         return verify_part(root, part, metadata, index)
 
-    tasks = [delayed(check)(part) for part in range(metadata.part_count)]
-    with _Progress(progress, metadata.part_count):
-        reports: tuple[PartReport, ...] = dask.compute(*tasks, scheduler="threads")
+    reports = map_parts(check, metadata.part_count, progress)
     return VerifyReport(
         path=root,
         parts=metadata.part_count,
@@ -82,20 +76,6 @@ def verify(path: Path | str, *, progress: Callable[[int, int], None] | None = No
         entries=sum(report.entries for report in reports),
         problems=(*problems, *(problem for report in reports for problem in report.problems)),
     )
-
-
-class _Progress(Callback):  # type: ignore[misc]
-    """Tells how many of dask's tasks are done."""
-
-    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
-        super().__init__(posttask=self._count)
-        self.progress = progress
-        self.done, self.total = 0, total
-
-    def _count(self, *_: object) -> None:
-        self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total)
 
 
 def verify_part(

@@ -57,6 +57,8 @@ def _log_histogram(axes: Axes, histogram: LogHistogram, label: str) -> None:
         shares = 100 * counts[shown] / counts.sum()
         axes.bar(edges[:-1][shown], shares, np.diff(edges)[shown] * 0.92, align="edge", color=_BAR)
     axes.set_xscale("log")
+    if not len(filled):
+        axes.set_xlim(edges[0], edges[-1])
     axes.axvline(max(histogram.mean, histogram.edges[0]), color=_INK, linewidth=1.0)
     axes.set_xlabel(f"{label} (line: mean {histogram.mean:.3g})", color=_SOFT, fontsize=9)
     _share_axis(axes, "frames")

@@ -104,23 +104,37 @@ class PartRunner:
         Raises:
             TeacherError: If the teacher's output has another shape than it must.
         """
-        planned = self._plan(parts)
+        for batch, waveforms, sample_lengths in self._read_ahead(parts):
+            yield self._launch(batch, waveforms, sample_lengths)
+
+    def audio_of(
+        self, parts: Iterable[tuple[int, Sequence[Utterance]]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The decoded audio that `run` hears: waveforms `(B, N)` and samples `(B,)`."""
+        for _, waveforms, sample_lengths in self._read_ahead(parts):
+            yield waveforms, sample_lengths
+
+    def _read_ahead(
+        self, parts: Iterable[tuple[int, Sequence[Utterance]]]
+    ) -> Iterator[tuple[_PlannedBatch, Tensor, Tensor]]:
         waiting: deque[tuple[_PlannedBatch, Future[tuple[Tensor, Tensor]]]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="decode") as pool:
             try:
-                for batch in planned:
+                for batch in self._plan(parts):
                     waiting.append((batch, pool.submit(self._read, batch.utterances)))
                     if len(waiting) > self.threads:
-                        yield self._launch(*waiting.popleft())
+                        oldest, audio = waiting.popleft()
+                        yield oldest, *audio.result()
                 while waiting:
-                    yield self._launch(*waiting.popleft())
+                    oldest, audio = waiting.popleft()
+                    yield oldest, *audio.result()
             finally:
                 for _, future in waiting:
                     future.cancel()
 
     def _plan(self, parts: Iterable[tuple[int, Sequence[Utterance]]]) -> Iterator[_PlannedBatch]:
         for part, utterances in parts:
-            batches = self._batches(utterances)
+            batches = self.batches_of(utterances)
             for number, indexes in enumerate(batches, start=1):
                 yield _PlannedBatch(
                     part=part,
@@ -134,7 +148,8 @@ class PartRunner:
             waveforms = waveforms.pin_memory()
         return waveforms, sample_lengths
 
-    def _batches(self, utterances: Sequence[Utterance]) -> list[list[int]]:
+    def batches_of(self, utterances: Sequence[Utterance]) -> list[list[int]]:
+        """Batches of a part, as indexes; the same each time."""
         if self.teacher.info.padding_safe:
             return length_sorted_batches(utterances, self.batch_seconds)
         by_length = defaultdict(list)
@@ -148,8 +163,9 @@ class PartRunner:
         return batches
 
     @torch.inference_mode()
-    def _launch(self, batch: _PlannedBatch, audio: Future[tuple[Tensor, Tensor]]) -> HostFrames:
-        waveforms, sample_lengths = audio.result()
+    def _launch(
+        self, batch: _PlannedBatch, waveforms: Tensor, sample_lengths: Tensor
+    ) -> HostFrames:
         log_probs, frame_lengths = self.teacher.log_probs(
             waveforms.to(self.device, non_blocking=True), sample_lengths.to(self.device)
         )

@@ -1,26 +1,33 @@
-"""Claims on names in a folder: who works on what, by O_EXCL and rename alone, on any file system.
+"""Claims on names in a folder: who works on what, on any file system, network disks too.
 
-A claim is a file that its owner creates exclusively and touches while it lives. It saves work; it
-guards nothing: what two claimants would both write must be published exclusively anyhow.
+A claim is a file that its owner creates exclusively (by a hard link, or O_EXCL where there are
+none), touches while it lives, and that others take over by rename: no lock that a network disk may
+lack. It saves work; it guards nothing: what two claimants would both write must be published
+exclusively anyhow.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import socket
-import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+from interkd.pipeline.cache.files import temporary_path
+from interkd.pipeline.cache.heartbeat import Heartbeat
 
 HEARTBEAT_SECONDS = 30.0
 STALE_SECONDS = 900.0
+_WRITING_SECONDS = 60.0
 _TRIES = 20
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
+_heartbeat = Heartbeat()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,52 +37,87 @@ class Owner:
     Attributes:
         host: Its host name.
         boot: Its host's boot, which ends every process of an earlier one.
+        namespace: Its process namespace, in which alone its process id means something.
         pid: Its process id.
-        process_start: Clock ticks from boot to the process's start: tells a reused pid.
+        process_start: Clock ticks from boot to the process's start, which tells a reused id.
         token: Of this one claim.
-        since: When it was claimed, ISO 8601.
-        silent_seconds: Age of its last sign of life by the file system's clock.
+        started: When it was claimed, ISO 8601.
+        age_seconds: Since its last sign of life, by the file system's clock.
     """
 
     host: str = ""
     boot: str = ""
+    namespace: str = ""
     pid: int = 0
-    process_start: int = 0
+    process_start: str = ""
     token: str = ""
-    since: str = ""
-    silent_seconds: float = 0.0
+    started: str = ""
+    age_seconds: float = 0.0
 
     def __str__(self) -> str:
-        if not self.host:
-            return f"an unnamed process (last sign of life {self.silent_seconds:.0f} s ago)"
-        return (
-            f"process {self.pid} on {self.host} (since {self.since}, last sign of life "
-            f"{self.silent_seconds:.0f} s ago)"
-        )
+        life = f"last sign of life {self.age_seconds:.0f} s ago"
+        if not self.token:
+            return f"an unnamed process ({life})"
+        return f"process {self.pid} on {self.host} (begun {self.started}, {life})"
 
     def is_stale(self, stale_seconds: float) -> bool:
-        """Whether the owner is known to be dead, or silent for too long elsewhere."""
-        if self.host == socket.gethostname() and self.token:
-            return self.boot != _boot_id() or self.process_start != _process_start(self.pid)
-        return self.silent_seconds > stale_seconds
+        """Whether the owner is known to be dead, or has been silent for too long."""
+        if self.token and self.host == socket.gethostname():
+            if self.boot != _boot():
+                return True
+            if self.namespace == _namespace():
+                return self.process_start != _process_start(self.pid)
+        if not self.token:  # no name: its writer has had the time to write it, or died
+            stale_seconds = min(stale_seconds, _WRITING_SECONDS)
+        return self.age_seconds > stale_seconds
 
 
 class Claim:
-    """A name that this process holds, until it is released or the process ends."""
+    """A name that this process holds until it is released; a context manager.
 
-    def __init__(self, path: Path, owner: Owner) -> None:
+    Attributes:
+        path: Its file.
+        lost: Whether a heartbeat found the file gone or another's. The work may go on: what it
+            publishes is discarded if another was first.
+    """
+
+    def __init__(self, path: Path, content: bytes) -> None:
         self.path = path
-        self.owner = owner
+        self.lost = False
+        self._content = content
+        self._pid = os.getpid()
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
 
     def release(self) -> None:
-        """Frees the name, unless someone has taken it over meanwhile."""
+        """Frees the name, unless another has taken it over or a parent process holds it."""
+        if self._pid != os.getpid():
+            return
         _heartbeat.forget(self)
-        if self.owner.pid == os.getpid() and self.is_held():
+        if self._is_held():
             self.path.unlink(missing_ok=True)
 
-    def is_held(self) -> bool:
-        """Whether the file is still this claim's."""
-        return _read(self.path).token == self.owner.token
+    def beat(self) -> None:
+        """Gives a sign of life, or notes that the claim is lost."""
+        if self._is_held():
+            os.utime(self.path)
+        else:
+            self.lost = True
+
+    def _is_held(self) -> bool:
+        try:
+            return self.path.read_bytes() == self._content
+        except FileNotFoundError:
+            return False
 
 
 def claim(
@@ -97,54 +139,119 @@ def claim(
         The claim, or the owner that holds it.
 
     Raises:
-        OSError: If the folder cannot be written.
+        OSError: If the folder cannot be read or written.
     """
     path = _path(folder, name)
-    me = Owner(
-        host=socket.gethostname(),
-        boot=_boot_id(),
-        pid=os.getpid(),
-        process_start=_process_start(os.getpid()),
-        token=secrets.token_hex(8),
-        since=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    me = {
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "namespace": _namespace(),
+        "pid": os.getpid(),
+        "process_start": _process_start(os.getpid()),
+        "token": secrets.token_hex(8),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    content = (json.dumps(me) + "\n").encode()
+    owner = Owner()
     for _ in range(_TRIES):
-        if _create(path, _to_json(me)):
-            held = Claim(path, me)
+        if _create(path, content):
+            held = Claim(path, content)
             _heartbeat.keep(held, heartbeat_seconds)
             return held
-        owner = owner_of(folder, name)
-        if owner is None:
+        found = _read(path)
+        if found is None:
             continue  # released just now
+        owner, judged = found
         if not owner.is_stale(stale_seconds):
-            return owner
-        _remove_stale(path, owner)
-    return owner_of(folder, name) or Owner()
+            break
+        _remove_stale(path, judged)
+    return owner
 
 
 def owner_of(folder: Path, name: str) -> Owner | None:
     """Who holds a name; None if nobody does.
 
     Raises:
-        OSError: If the folder cannot be written: its clock is read from a file made there.
+        OSError: If the folder cannot be read or written: its clock is that of a file made there.
     """
-    path = _path(folder, name)
-    try:
-        touched = path.stat().st_mtime
-    except FileNotFoundError:
-        return None
-    owner = _read(path)
-    return replace(owner, silent_seconds=max(0.0, file_system_time(folder) - touched))
+    found = _read(_path(folder, name))
+    return None if found is None else found[0]
+
+
+def remove_stale_claims(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
+    """Removes the claims of dead and silent owners.
+
+    Raises:
+        OSError: If the folder cannot be read or written.
+    """
+    for path in [path for path in folder.iterdir() if is_claim(path.name)]:
+        found = _read(path)
+        if found is not None and found[0].is_stale(stale_seconds):
+            _remove_stale(path, found[1])
 
 
 def is_claim(name: str) -> bool:
-    """Whether a file of that name is a claim, or one that was being taken over."""
-    return name.startswith(".") and (name.endswith(".claim") or ".claim." in name)
+    """Whether a file of that name is a claim."""
+    return name.startswith(".") and name.endswith(".claim")
 
 
-def file_system_time(folder: Path) -> float:
-    """Now, by the clock that stamps files in a folder: a server's, on a network disk."""
-    probe = folder / f".clock.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.claim"
+def _path(folder: Path, name: str) -> Path:
+    return folder / f".{name}.claim"
+
+
+def _create(path: Path, content: bytes) -> bool:
+    """Makes a file with its content if the name is free.
+
+    A hard link gives a written file its name, so that a process killed here leaves no empty claim.
+    """
+    temporary = temporary_path(path)
+    try:
+        temporary.write_bytes(content)
+        return _name_exclusively(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _name_exclusively(temporary: Path, path: Path) -> bool:
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without hard links
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "wb") as file:
+            file.write(temporary.read_bytes())
+    return True
+
+
+def _read(path: Path) -> tuple[Owner, bytes] | None:
+    """The owner and the bytes of a claim; None if there is none."""
+    try:
+        with path.open("rb") as file:
+            touched = os.fstat(file.fileno()).st_mtime  # of these bytes, not of a successor's
+            content = file.read()
+    except FileNotFoundError:
+        return None
+    age = max(0.0, _file_system_time(path) - touched)
+    kinds: dict[str, type] = {field.name: str for field in fields(Owner)} | {"pid": int}
+    del kinds["age_seconds"]
+    try:
+        values: Any = json.loads(content)
+        if all(isinstance(values.get(name), kind) for name, kind in kinds.items()):
+            return Owner(**{name: values[name] for name in kinds}, age_seconds=age), content
+    except (ValueError, AttributeError):
+        pass  # its writer died while writing, or is at it: judged by age alone
+    return Owner(age_seconds=age), content
+
+
+def _file_system_time(path: Path) -> float:
+    """Now, by the clock that stamps files beside `path`: a server's, on a network disk."""
+    probe = temporary_path(path)
     try:
         probe.touch()
         return probe.stat().st_mtime
@@ -152,78 +259,47 @@ def file_system_time(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _path(folder: Path, name: str) -> Path:
-    return folder / f".{name}.claim"
-
-
-def _create(path: Path, content: str) -> bool:
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    try:
-        os.write(handle, content.encode())
-    finally:
-        os.close(handle)
-    return True
-
-
-def _remove_stale(path: Path, judged: Owner) -> None:
+def _remove_stale(path: Path, judged: bytes) -> None:
     """Moves a stale claim out of the way; of several contenders one succeeds.
 
-    Between the judgement and the move another contender may have put its own claim there: then
-    that one is put back.
+    Between judgement and move another contender may have put its own claim there: then that one is
+    put back, the same file where hard links exist.
     """
-    moved = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    moved = temporary_path(path)
     try:
         path.rename(moved)
     except FileNotFoundError:
         return
     try:
-        found = _read(moved)
-        if found.token != judged.token:
-            _create(path, _to_json(found))
+        if moved.read_bytes() != judged:
+            _name_exclusively(moved, path)
     finally:
         moved.unlink(missing_ok=True)
 
 
-def _to_json(owner: Owner) -> str:
-    values: dict[str, Any] = dict(vars(owner))
-    del values["silent_seconds"]
-    return json.dumps(values) + "\n"
-
-
-def _read(path: Path) -> Owner:
-    """The owner that a claim's file names; an empty one for a file that is gone or garbled."""
-    try:
-        values = json.loads(path.read_bytes())
-        owner = Owner(**values)
-    except (OSError, ValueError, TypeError):
-        return Owner()
-    kinds = {"host": str, "boot": str, "pid": int, "process_start": int, "token": str}
-    is_right = all(isinstance(getattr(owner, field), kind) for field, kind in kinds.items())
-    return replace(owner, silent_seconds=0.0) if is_right else Owner()
-
-
-def _boot_id() -> str:
+def _boot() -> str:
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
         return ""
 
 
-def _process_start(pid: int) -> int:
-    """Clock ticks from boot to the process's start, -1 where it is dead, 0 where nobody knows."""
+def _namespace() -> str:
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (FileNotFoundError, ProcessLookupError):
-        if not Path("/proc/self/stat").exists():
-            return 0 if _is_alive(pid) else -1
-        return -1
+        return str(_PID_NAMESPACE.readlink())
     except OSError:
-        return 0
-    is_dead = fields[0] in "ZX"
-    return -1 if is_dead else int(fields[19])
+        return ""
+
+
+def _process_start(pid: int) -> str:
+    """Clock ticks from boot to a process's start; "dead", or "alive" where there is no /proc."""
+    if not Path("/proc/self/stat").exists():
+        return "alive" if _is_alive(pid) else "dead"
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return "dead"
+    return "dead" if stat[0] in "ZX" else stat[19]
 
 
 def _is_alive(pid: int) -> bool:
@@ -234,47 +310,3 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-class _Heartbeat:
-    """One thread a process that touches the files of its claims."""
-
-    def __init__(self) -> None:
-        self._claims: dict[Claim, float] = {}
-        self._lock = threading.Lock()
-        self._changed = threading.Event()
-        self._thread_pid = 0
-
-    def keep(self, held: Claim, seconds: float) -> None:
-        with self._lock:
-            self._claims = {c: s for c, s in self._claims.items() if c.owner.pid == os.getpid()}
-            self._claims[held] = seconds
-            if self._thread_pid != os.getpid():  # none yet, or that of a forked parent
-                self._thread_pid = os.getpid()
-                self._changed = threading.Event()
-                threading.Thread(target=self._beat, name="claims", daemon=True).start()
-            self._changed.set()
-
-    def forget(self, held: Claim) -> None:
-        with self._lock:
-            self._claims.pop(held, None)
-
-    def _beat(self) -> None:
-        while True:
-            with self._lock:
-                if not self._claims:
-                    self._thread_pid = 0
-                    return
-                claims = list(self._claims)
-                pause = min(self._claims.values())
-                changed = self._changed
-                changed.clear()
-            for held in claims:
-                # a claim that was taken over is not touched; its work goes on and is discarded
-                if held.is_held():
-                    with contextlib.suppress(OSError):
-                        os.utime(held.path)
-            changed.wait(pause)
-
-
-_heartbeat = _Heartbeat()

@@ -14,7 +14,7 @@ from pathlib import Path
 from interkd.pipeline.files import sync_folder
 
 _TEMPORARY = re.compile(
-    r"\.(?:part-\d+\.zip|index\.zip|zarr\.json)\.(?P<host>.+)\.(?P<pid>\d+)\.(?P<run>[0-9a-f]{8})-\d+\.tmp"
+    r"\.(?:part-\d+\.zip|index\.zip|zarr\.json|\.part-\d+\.claim)\.(?P<host>.+)\.(?P<pid>\d+)\.(?P<run>[0-9a-f]{8})-\d+\.tmp"
 )
 _counter = itertools.count()
 

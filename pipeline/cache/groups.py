@@ -80,7 +80,7 @@ def read_attributes(container: Container, *, where: str) -> dict[str, Any]:
 
 
 def read_column(container: Container, spec: ColumnSpec, *, where: str) -> Array:
-    """One column of a group, as `(n, *spec.row_shape)` of `spec.dtype`, read-only.
+    """One column of a group, as `(n, *spec.row_shape)` of `spec.dtype`.
 
     Raises:
         CorruptStoreError: Naming the column: missing, of another shape or dtype, or with bytes
@@ -112,13 +112,14 @@ def read_column(container: Container, spec: ColumnSpec, *, where: str) -> Array:
         raise CorruptStoreError(
             f"{column}: decompressed bytes", expected=size, got=declared, remedy=REMAKE
         )
+    content = np.empty(size, dtype=np.uint8)
     try:
-        content = zstd.decompress(stored)
-    except RuntimeError as error:
+        zstd.decompress(stored, content)
+    except (RuntimeError, ValueError) as error:
         raise CorruptStoreError(
             f"{column} cannot be decompressed", got=str(error), remedy=REMAKE
         ) from error
-    return np.frombuffer(content, dtype=spec.dtype).reshape(shape)
+    return content.view(spec.dtype).reshape(shape)
 
 
 def _read_json(container: Container, key: str, *, where: str) -> Any:

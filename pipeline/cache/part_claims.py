@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from interkd.pipeline.cache.claims import Claim, Owner, claim
-
+from interkd.pipeline.cache.claims import Claim, Owner, claim, remove_stale_claims
 from interkd.pipeline.cache.format import part_name
 from interkd.pipeline.cache.writer import StoreWriter, writing
 
-_POLL_SECONDS = 2.0
+_POLL_SECONDS = 1.0
 
 
 class PartClaims:
@@ -33,11 +33,18 @@ class PartClaims:
         self._lock = threading.Lock()
 
     def __enter__(self) -> PartClaims:
+        self._remove_stale()
         return self
 
     def __exit__(self, *_: object) -> None:
         for index in list(self._held):
             self.release(index)
+        self._remove_stale()
+
+    def _remove_stale(self) -> None:
+        """Clears what the dead left, of parts that stand too."""
+        with contextlib.suppress(OSError):
+            remove_stale_claims(self.writer.path, stale_seconds=self.stale_seconds)
 
     def rounds(self, parts: Iterable[int]) -> Iterator[Iterator[int]]:
         """Rounds of free parts, until every part stands or is this writer's own.
@@ -81,4 +88,5 @@ class PartClaims:
         with self._lock:
             held = self._held.pop(index, None)
         if held is not None:
-            held.release()
+            with contextlib.suppress(OSError):  # this process's end frees it too
+                held.release()

@@ -271,9 +271,9 @@ def test_choices_that_cannot_be(store: Path, tmp_path: Path) -> None:
         compact(store, tmp_path / "." / store.name)
     with pytest.raises(ConfigError, match="part_minutes; expected above 0"):
         compact(store, out, part_minutes=0)
-    with pytest.raises(StoreError, match="lacks 1 utterances of the list; .* got 'utterance-9'"):
+    with pytest.raises(StoreError, match=r"lacks 1 utterances of the list; .* got 'utterance-9'"):
         compact(store, out, drop=["utterance-0", "utterance-9"])
-    with pytest.raises(StoreError, match="no utterance of .* is left"):
+    with pytest.raises(StoreError, match=r"no utterance of .* is left"):
         compact(store, out, keep=[])
     assert not out.exists()
     compact(store, out)

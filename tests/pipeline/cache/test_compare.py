@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,7 +16,12 @@ from interkd.pipeline.cache.compare import (
     entropies,
     probabilities,
 )
+from interkd.pipeline.cache.inspect import decode_store, info
 from interkd.pipeline.cache.layout import Expanded
+from interkd.pipeline.cache.reader import TeacherStore
+
+if TYPE_CHECKING:
+    from tests.pipeline.cache.conftest import StoreMaker
 
 VOCAB = 7
 Frame = dict[int, float]
@@ -108,3 +115,16 @@ def test_best_token_by_version() -> None:
     assert best_tokens(rounded, version=1).tolist() == [2, 0]
     for version in (1, 2):
         assert best_tokens(expanded([]), version=version).tolist() == []
+
+
+def test_decoding_keeps_the_teachers_best_of_two_rounded_tokens(
+    maker: StoreMaker, tmp_path: Path
+) -> None:
+    fingerprint = maker.fingerprint(4, mass=0.999)
+    probs = np.array([[0.005, 0.4973, 0.49, 0.0077], [0.99, 0.005, 0.003, 0.002]])
+    made = maker.encode("u", np.log(probs).astype(np.float32), fingerprint)
+    path = maker.write(tmp_path / "store", [made], fingerprint)
+    stored = TeacherStore.open(path).targets(["u"])
+    assert stored.log_probs[:3].argmax() == 2  # rounding gave the second token more
+    assert list(decode_store(path)) == [("u", [1])]
+    assert info(path).blank_share == 0.5

@@ -31,7 +31,9 @@ def map_parts(
     Returns:
         The results in the order of the parts.
     """
-    tasks = [delayed(function, pure=False)(part) for part in range(count)]
+    # Dask takes independent tasks by their names: then neighbours are near in time, and one that
+    # reads another store's parts reads few of them twice.
+    tasks = [delayed(function)(part, dask_key_name=f"part-{part:08d}") for part in range(count)]
     with _Counter(progress, count):
         return list(dask.compute(*tasks, scheduler=scheduler))
 

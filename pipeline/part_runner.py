@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import length_sorted_batches
 from interkd.pipeline.corpus.manifest import Utterance
 from interkd.pipeline.teachers.protocol import Teacher
+
+_BATCHES_AHEAD = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,19 +122,21 @@ class PartRunner:
         self, parts: Iterable[tuple[int, Sequence[Utterance]]]
     ) -> Iterator[tuple[_PlannedBatch, Tensor, Tensor]]:
         waiting: deque[tuple[_PlannedBatch, Future[tuple[Tensor, Tensor]]]] = deque()
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="decode") as pool:
-            try:
-                for batch in self._plan(parts):
-                    waiting.append((batch, pool.submit(self._read, batch.utterances)))
-                    if len(waiting) > self.threads:
-                        oldest, audio = waiting.popleft()
-                        yield oldest, *audio.result()
-                while waiting:
+        decoders = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        collator = ThreadPoolExecutor(1, thread_name_prefix="collate")
+        try:
+            for batch in self._plan(parts):
+                decoded = [decoders.submit(self.audio.read, u) for u in batch.utterances]
+                waiting.append((batch, collator.submit(self._collate, batch.utterances, decoded)))
+                if len(waiting) > _BATCHES_AHEAD:
                     oldest, audio = waiting.popleft()
                     yield oldest, *audio.result()
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+            while waiting:
+                oldest, audio = waiting.popleft()
+                yield oldest, *audio.result()
+        finally:
+            decoders.shutdown(cancel_futures=True)
+            collator.shutdown(cancel_futures=True)
 
     def _plan(self, parts: Iterable[tuple[int, Sequence[Utterance]]]) -> Iterator[_PlannedBatch]:
         for part, utterances in parts:
@@ -142,10 +148,17 @@ class PartRunner:
                     is_last=number == len(batches),
                 )
 
-    def _read(self, utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
-        waveforms, sample_lengths = self.audio.read_batch(utterances)
-        if self._side_stream is not None:
-            waveforms = waveforms.pin_memory()
+    def _collate(
+        self, utterances: Sequence[Utterance], decoded: Sequence[Future[npt.NDArray[np.float32]]]
+    ) -> tuple[Tensor, Tensor]:
+        """Padded waveforms, in pinned memory where a GPU waits for them."""
+        sample_lengths = torch.tensor([u.samples for u in utterances], dtype=torch.int64)
+        waveforms = torch.zeros(
+            len(utterances), int(sample_lengths.max()), pin_memory=self._side_stream is not None
+        )
+        for row, future in zip(waveforms, decoded, strict=True):
+            waveform = future.result()
+            row[: len(waveform)] = torch.from_numpy(waveform)
         return waveforms, sample_lengths
 
     def batches_of(self, utterances: Sequence[Utterance]) -> list[list[int]]:

@@ -1,10 +1,11 @@
-"""Makes utterances of the teacher's codes and writes finished parts, in a thread of its own."""
+"""Makes utterances of the teacher's codes and writes finished parts, in threads of its own."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -20,7 +21,7 @@ from interkd.pipeline.scoring.error_rates import ErrorCounts, count_errors
 from interkd.pipeline.teachers.protocol import TeacherInfo
 
 NORMALISATION_TOLERANCE = 0.05  # nats; a bfloat16 log-softmax is off by as much
-QUEUED_BATCHES = 2
+QUEUED_BATCHES = 4
 
 
 @dataclass
@@ -71,10 +72,11 @@ class _PartInHand:
 
 
 class PartWriter:
-    """A bounded queue of batches, and the thread that turns them into parts.
+    """A bounded queue of batches, a thread that collects them into parts, one that writes parts.
 
-    Used as a context manager: leaving it waits until everything is written, or gives up what is
-    not whole yet where an exception is under way.
+    While a part is compressed and written, the next one's batches are taken in; at most one more
+    part waits. Used as a context manager: leaving it waits until everything is written, or gives
+    up what is not whole yet where an exception is under way.
 
     Args:
         info: Of the teacher.
@@ -92,7 +94,9 @@ class PartWriter:
         self._queue: queue.Queue[HostFrames | None] = queue.Queue(QUEUED_BATCHES)
         self._error: BaseException | None = None
         self._given_up = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="part-writer", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="part-collector", daemon=True)
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="part-writer")
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> PartWriter:
         self._thread.start()
@@ -108,6 +112,7 @@ class PartWriter:
             self._given_up.set()
         self._queue.put(None)
         self._thread.join()
+        self._disk.shutdown()
         if error is None and self._error is not None:
             raise self._error
 
@@ -131,11 +136,24 @@ class PartWriter:
                 batch.wait()
                 part.encoded += self._encode(batch, part.facts)
                 if batch.is_last:
-                    self.write(part.index, part.encoded, part.facts)
+                    self._finish_writing()
+                    self._writing = self._disk.submit(
+                        self.write, part.index, part.encoded, part.facts
+                    )
                     part = None
                 self.samples_done += sum(u.samples for u in batch.utterances)
             except BaseException as error:
                 self._error = error
+        try:
+            self._finish_writing()
+        except BaseException as error:
+            self._error = self._error or error
+
+    def _finish_writing(self) -> None:
+        """Waits for the part that is being written, and raises what went wrong with it."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def _encode(self, batch: HostFrames, facts: PartFacts) -> list[EncodedUtterance]:
         frames = self._checked_lengths(batch)

@@ -7,7 +7,7 @@ Three ways over the same batches, in turn, as often as `--rounds` says; medians 
 
 - forward: the audio is in device memory; only `teacher.log_probs` runs;
 - decode + forward: audio is decoded by the same threads as in stage one, posteriors are dropped;
-- cache-teacher: the whole of it, a new store each time, the index included.
+- cache-teacher: the whole of it until the last part is written, a new store each time.
 
 The last line is the peak resident memory of a process that caches a third of the corpus and of one
 that caches all of it.
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.manifest import Utterance, read_manifest, write_manifest
 from interkd.pipeline.part_runner import PartRunner
 from interkd.pipeline.teachers.load import load_teacher
+from interkd.pipeline.teachers.protocol import Teacher
 
 WAYS = ("forward", "decode + forward", "cache-teacher")
 
@@ -61,13 +63,18 @@ def decode_and_forward(runner: PartRunner, utterances: list[Utterance]) -> float
     return time.perf_counter() - start
 
 
-def whole_stage(arguments: argparse.Namespace) -> float:
+def whole_stage(arguments: argparse.Namespace, teacher: Teacher) -> float:
+    """Stage one with the teacher that is warm already, as `python:warm:make`."""
+    warm = ModuleType("warm")
+    warm.make = lambda *, device, precision: teacher  # type: ignore[attr-defined]
+    sys.modules["warm"] = warm
     with tempfile.TemporaryDirectory() as folder:
         config = CacheTeacherConfig(
-            teacher=arguments.teacher,
+            teacher="python:warm:make",
             manifest=arguments.manifest,
             out=Path(folder, "store"),
             device=arguments.device,
+            precision=arguments.precision,
             batch_seconds=arguments.batch_seconds,
         )
         return cache_teacher(config).seconds
@@ -95,6 +102,7 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--manifest", required=True, type=Path)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-seconds", type=float, default=640.0)
     parser.add_argument("--skip-memory", action="store_true")
@@ -105,7 +113,9 @@ def main() -> None:
     manifest = read_manifest(arguments.manifest)
     utterances = list(manifest.utterances)
     runner = PartRunner(
-        load_teacher(arguments.teacher, device=device, precision=torch.float32, weights=None),
+        load_teacher(
+            arguments.teacher, device=device, precision=getattr(torch, arguments.precision)
+        ),
         device,
         top_k=16,
         mass=0.99,
@@ -123,7 +133,7 @@ def main() -> None:
     for _ in range(arguments.rounds):
         seconds["forward"].append(forward(runner, audio))
         seconds["decode + forward"].append(decode_and_forward(runner, utterances))
-        seconds["cache-teacher"].append(whole_stage(arguments))
+        seconds["cache-teacher"].append(whole_stage(arguments, runner.teacher))
     medians = {way: statistics.median(values) for way, values in seconds.items()}
     for way, median in medians.items():
         rounds = ", ".join(f"{value:.2f}" for value in seconds[way])

@@ -70,8 +70,8 @@ class FrameSelection:
 def select_frames(teacher: SparsePosteriors, selection: FrameSelection | str) -> Tensor:
     """The teacher's frames that a selection takes.
 
-    The most probable token of a frame is sought among its kept entries, the lower token where two
-    are equal. A frame that keeps none counts as blank. N frames in all, utterance after utterance.
+    The most probable token of a frame is its first entry, as `SparsePosteriors` has it. A frame
+    that keeps none counts as blank. N frames in all, utterance after utterance.
 
     Args:
         teacher: Cached posteriors.
@@ -106,18 +106,7 @@ def select_frames(teacher: SparsePosteriors, selection: FrameSelection | str) ->
 
 
 def _most_probable(teacher: SparsePosteriors) -> Tensor:
-    """Most probable kept token of each frame, int64 `(N,)`; the blank where none is kept.
-
-    Of equal log-probabilities the earliest entry's: rounding may have made them equal, and a store
-    keeps the teacher's argmax first.
-    """
-    counts = teacher.entry_offsets.diff()
-    owner = torch.repeat_interleave(counts)
-    peak = torch.full_like(counts, -torch.inf, dtype=torch.float32)
-    peak = peak.scatter_reduce(0, owner, teacher.log_probs, "amax")
-    at_peak = teacher.log_probs == peak[owner]
-    entry = torch.arange(len(owner), device=owner.device)
-    first = torch.where(at_peak, entry, len(owner))
-    earliest = torch.full_like(counts, len(owner)).scatter_reduce(0, owner, first, "amin")
+    """Each frame's first entry, int64 `(N,)`; the blank where none is kept."""
     with_spare = torch.nn.functional.pad(teacher.tokens.long(), (0, 1), value=teacher.blank_index)
-    return with_spare[earliest]
+    is_empty = teacher.entry_offsets.diff() == 0
+    return with_spare[teacher.entry_offsets[:-1]].masked_fill(is_empty, teacher.blank_index)

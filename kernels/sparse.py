@@ -17,8 +17,8 @@ class SparsePosteriors:
     B utterances, N frames in all (utterance after utterance, no padding), E entries in all.
     Frame `n` of the batch holds entries `entry_offsets[n]:entry_offsets[n + 1]`; utterance `b`
     holds frames `frame_offsets[b]:frame_offsets[b + 1]`. Within a frame tokens are distinct, and
-    of entries with equal log-probabilities the earliest counts as the most probable; the mass that
-    is not kept (1 - sum of the kept probabilities, at least 0) is the frame's tail.
+    the teacher's most probable token stands first, whatever rounding did to the probabilities; the
+    mass that is not kept (1 - sum of the kept probabilities, at least 0) is the frame's tail.
 
     Attributes:
         frame_offsets: int64 `(B + 1,)`.

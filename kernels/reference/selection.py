@@ -15,14 +15,13 @@ def select_frames(teacher: SparsePosteriors, selection: FrameSelection | str) ->
         selection = FrameSelection.parse(selection)
     frame_offsets = teacher.frame_offsets.tolist()
     entry_offsets = teacher.entry_offsets.tolist()
-    tokens, log_probs = teacher.tokens.tolist(), teacher.log_probs.tolist()
+    tokens = teacher.tokens.tolist()
     selected = []
     for b in range(teacher.batch_size):
         spiking = []
         for n in range(frame_offsets[b], frame_offsets[b + 1]):
             entries = range(entry_offsets[n], entry_offsets[n + 1])
-            best = max(entries, key=lambda e: (log_probs[e], -e), default=None)
-            spiking.append(best is not None and tokens[best] != teacher.blank_index)
+            spiking.append(len(entries) > 0 and tokens[entries[0]] != teacher.blank_index)
         for t in range(len(spiking)):
             window = spiking[max(0, t - selection.radius) : t + selection.radius + 1]
             selected.append(selection.kind == "all" or any(window))

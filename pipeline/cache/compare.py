@@ -43,24 +43,9 @@ def entropies(expanded: Expanded) -> Float64:
     return entropy
 
 
-def best_tokens(expanded: Expanded, *, version: int) -> Int64:
-    """Most probable token of each frame, `(N,)`: the teacher's own argmax.
-
-    In version 2 it is the entry that stands first, also where rounding gave a later entry more. In
-    version 1 it is the one with the largest log-probability, of equals the one standing first.
-
-    Args:
-        expanded: The frames.
-        version: Of the format that they were stored in.
-    """
-    starts = expanded.entry_offsets[:-1]
-    if version > 1 or len(starts) == 0:
-        return expanded.tokens[starts].astype(np.int64)
-    frames = frame_of_entries(expanded)
-    largest = np.maximum.reduceat(expanded.log_probs, starts)
-    candidates = np.flatnonzero(expanded.log_probs == largest[frames])
-    _, first = np.unique(frames[candidates], return_index=True)
-    return expanded.tokens[candidates[first]].astype(np.int64)
+def best_tokens(expanded: Expanded) -> Int64:
+    """Most probable token of each frame, `(N,)`: its first entry, the teacher's own argmax."""
+    return expanded.tokens[expanded.entry_offsets[:-1]].astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,10 +173,7 @@ def _compare(
     count = len(distances.largest)
     if count == 0:
         return FrameDifferences(utterances=len(ids)), unequal
-    best = (
-        best_tokens(frames, version=store.metadata.version)
-        for frames, store in ((one_frames, left), (other_frames, right))
-    )
+    best = (best_tokens(frames) for frames, store in ((one_frames, left), (other_frames, right)))
     worst = int(distances.largest.argmax())
     owner = int(np.searchsorted(one.frame_offsets.numpy(), worst, side="right")) - 1
     largest = float(distances.largest[worst])

@@ -156,10 +156,11 @@ def check_same(
         remedy: What the user can do about a difference.
 
     Raises:
-        FingerprintError: Naming the first field that differs, in the order of their definition,
-            with both values; of tokens the first index that differs, both tokens and lengths.
+        FingerprintError: Naming the first field that differs, the version first, with both values;
+            of tokens the first index that differs, both tokens and lengths.
     """
-    for field in dataclasses.fields(Fingerprint):
+    ordered = sorted(dataclasses.fields(Fingerprint), key=lambda f: f.name != "format_version")
+    for field in ordered:  # the version first: it decides what the others may be
         if field.name == "teacher":
             continue
         if field.name == "tokens":

@@ -116,7 +116,7 @@ def info(path: Path | str, *, progress: Progress | None = None) -> StoreInfo:
     def count(index: int) -> tuple[int, int, int, int, float]:
         part = store.read_part(index)
         expanded = part.expand()
-        best = best_tokens(expanded, version=fingerprint.format_version)
+        best = best_tokens(expanded)
         return (
             int(part.samples.sum()),
             part.frames,
@@ -198,7 +198,7 @@ def decode_store(path: Path | str) -> Iterator[tuple[str, list[int]]]:
     blank = store.fingerprint.blank_index
     for index in range(store.part_count):
         part = store.read_part(index)
-        best = best_tokens(part.expand(), version=store.metadata.version)
+        best = best_tokens(part.expand())
         changed = np.ones(len(best), dtype=bool)
         changed[1:] = best[1:] != best[:-1]
         starts = part.frame_offsets[:-1]

@@ -19,7 +19,7 @@ class Expanded:
 
     Attributes:
         entry_offsets: int64 `(N + 1,)`.
-        tokens: int32 `(E,)`, the most probable of a frame first.
+        tokens: int32 `(E,)`, the teacher's most probable of a frame first.
         log_probs: float32 `(E,)`.
     """
 

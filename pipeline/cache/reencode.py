@@ -90,7 +90,7 @@ def break_sparse(
         values = np.take_along_axis(values, order, axis=1)
         tokens = np.take_along_axis(tokens, order, axis=1)
 
-    best = best_tokens(expanded, version=version)
+    best = best_tokens(expanded)
     # The mass left is a sum of what is small, never 1 minus what is near 1.
     left = np.cumsum(values[:, ::-1], axis=1)[:, ::-1] + rest[:, None]
     fractions = np.divide(values, left, out=np.zeros_like(values), where=left > 0)

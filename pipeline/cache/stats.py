@@ -221,7 +221,7 @@ def count(part: Part) -> FrameCounts:
     expanded = part.expand()
     probs, left_out = probabilities(expanded)
     blank_probs = probs[expanded.tokens == fingerprint.blank_index]
-    best = best_tokens(expanded, version=fingerprint.format_version)
+    best = best_tokens(expanded)
     runs, lengths = _runs(best, part.frame_offsets)
     return FrameCounts(
         samples=int(part.samples.sum()),

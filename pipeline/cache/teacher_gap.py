@@ -77,7 +77,7 @@ def check_utterance(
     """
     best = log_probs.argmax(dim=1).numpy()
     found = _distances(log_probs, stored)
-    changed = best_tokens(stored, version=fingerprint.format_version) != best
+    changed = best_tokens(stored) != best
     if fingerprint.format_version == 1:
         return UtteranceCheck(
             found=found, changed=changed, expected=None, fresh_changed=changed, equal_codes=None
@@ -87,7 +87,7 @@ def check_utterance(
         found=found,
         changed=changed,
         expected=_distances(log_probs, fresh),
-        fresh_changed=best_tokens(fresh, version=fingerprint.format_version) != best,
+        fresh_changed=best_tokens(fresh) != best,
         equal_codes=compare_frames(stored, fresh, fingerprint.vocab_size).identical,
     )
 

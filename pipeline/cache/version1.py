@@ -38,14 +38,20 @@ class Version1Layout:
         return np.concatenate([[0], np.cumsum(columns["entries_per_frame"], dtype=np.int64)])
 
     def expand(self, columns: Mapping[str, Array], fingerprint: Fingerprint) -> Expanded:
-        """The entries as they stand."""
+        """The entries as they stand, the one with the largest log-probability put first."""
         codes = columns["log_prob"]
-        is_log8 = fingerprint.quantiser == "log8"
-        return Expanded(
-            entry_offsets=self.entries_before(columns, fingerprint),
-            tokens=columns["token"].astype(np.int32),
-            log_probs=np.take(_LOG8, codes) if is_log8 else codes.astype(np.float32),
-        )
+        tokens = columns["token"].astype(np.int32)
+        log_probs = np.take(_LOG8, codes) if fingerprint.quantiser == "log8" else codes
+        log_probs = log_probs.astype(np.float32)
+        offsets = self.entries_before(columns, fingerprint)
+        starts = offsets[:-1]
+        if len(starts):
+            largest = np.repeat(np.maximum.reduceat(log_probs, starts), np.diff(offsets))
+            places = np.where(log_probs == largest, np.arange(len(tokens)), len(tokens))
+            best = np.minimum.reduceat(places, starts)
+            for column in (tokens, log_probs):
+                column[starts], column[best] = column[best], column[starts]
+        return Expanded(entry_offsets=offsets, tokens=tokens, log_probs=log_probs)
 
     def frame_problems(
         self, columns: Mapping[str, Array], fingerprint: Fingerprint

@@ -123,8 +123,8 @@ def test_reencoding_takes_the_nearest_codes_and_keeps_the_best_token(
     made = maker.encode("u", maker.log_probs(20, 9, kind, seed), old)
     stored = expand(made.blank, made.tokens, made.fractions, old)
     again = expand(*reencode(stored, old, new), new)
-    best = best_tokens(stored, version=2)
-    assert (best_tokens(again, version=2) == best).all()
+    best = best_tokens(stored)
+    assert (best_tokens(again) == best).all()
     probs, _ = probabilities(stored)
     again_probs, _ = probabilities(again)
     for frame, best_token in enumerate(best):
@@ -196,7 +196,7 @@ def test_a_smaller_mass_alone_leaves_the_codes(
         frames, found.tokens.tolist(), found.log_probs.tolist(), strict=True
     ):
         assert values[frame, token] == value
-    assert (best_tokens(found, version=2) == best_tokens(stored, version=2)).all()
+    assert (best_tokens(found) == best_tokens(stored)).all()
 
 
 def test_a_smaller_mass_through_the_store(maker: StoreMaker, tmp_path: Path) -> None:

@@ -109,12 +109,10 @@ def test_probabilities_rounded_past_one_are_divided_by_their_sum() -> None:
     assert rest.tolist() == pytest.approx([0.0, 0.1])
 
 
-def test_best_token_by_version() -> None:
+def test_the_best_token_is_the_first_whatever_was_rounded() -> None:
     rounded = expanded([{1: 0.473, 0: 0.004, 2: 0.517}, {0: 0.4, 2: 0.4}])
-    assert best_tokens(rounded, version=2).tolist() == [1, 0]
-    assert best_tokens(rounded, version=1).tolist() == [2, 0]
-    for version in (1, 2):
-        assert best_tokens(expanded([]), version=version).tolist() == []
+    assert best_tokens(rounded).tolist() == [1, 0]
+    assert best_tokens(expanded([])).tolist() == []
 
 
 def test_decoding_keeps_the_teachers_best_of_two_rounded_tokens(

@@ -37,6 +37,10 @@ class Example:
         counts = torch.arange(20) % 3 + 1
         order = log_probs[:, 1:].argsort(descending=True) + 1
         rows = [[0, *row[: int(n) - 1].tolist()] for row, n in zip(order, counts, strict=True)]
+        rows = [
+            sorted(row, key=lambda t: -float(frame[t]))
+            for row, frame in zip(rows, log_probs, strict=True)
+        ]
         tokens = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
         kept = torch.cat([log_probs[i, row] for i, row in enumerate(rows)])
         zero = torch.zeros(1, dtype=torch.int64)

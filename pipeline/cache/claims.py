@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from interkd.pipeline.cache.files import temporary_path
+from interkd.pipeline.cache.files import file_system_time, temporary_path
 from interkd.pipeline.cache.heartbeat import Heartbeat
 
 HEARTBEAT_SECONDS = 30.0
@@ -237,7 +237,7 @@ def _read(path: Path) -> tuple[Owner, bytes] | None:
             content = file.read()
     except FileNotFoundError:
         return None
-    age = max(0.0, _file_system_time(path) - touched)
+    age = max(0.0, file_system_time(path) - touched)
     kinds: dict[str, type] = {field.name: str for field in fields(Owner)} | {"pid": int}
     del kinds["age_seconds"]
     try:
@@ -247,16 +247,6 @@ def _read(path: Path) -> tuple[Owner, bytes] | None:
     except (ValueError, AttributeError):
         pass  # its writer died while writing, or is at it: judged by age alone
     return Owner(age_seconds=age), content
-
-
-def _file_system_time(path: Path) -> float:
-    """Now, by the clock that stamps files beside `path`: a server's, on a network disk."""
-    probe = temporary_path(path)
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _remove_stale(path: Path, judged: bytes) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from interkd.kernels.errors import StoreError
-from interkd.kernels.stick_breaking import stick_breaking_topk
+from interkd.kernels.stick_breaking import StickBreaking, stick_breaking_topk
 from interkd.pipeline.cache.format import Array
 from interkd.pipeline.config import nearest
 
@@ -163,6 +163,11 @@ def encode_frames(
         ConfigError: As `stick_breaking_topk`.
     """
     kept = stick_breaking_topk(log_probs, max_tokens=top_k, mass=mass, blank_index=blank_index)
+    return codes_of(kept, quantiser=quantiser, blank_index=blank_index)
+
+
+def codes_of(kept: StickBreaking, *, quantiser: AngleQuantiser, blank_index: int) -> EncodedFrames:
+    """The codes of fractions: continuation bits set, the best token still the best."""
     fractions = quantiser.quantise(kept.fractions)
     blank = quantiser.quantise(kept.blank)
     has_entries = kept.counts > 0

@@ -16,6 +16,7 @@ from interkd.pipeline.files import sync_folder
 _TEMPORARY = re.compile(
     r"\.(?:part-\d+\.zip|index\.zip|zarr\.json|\.part-\d+\.claim)\.(?P<host>.+)\.(?P<pid>\d+)\.(?P<run>[0-9a-f]{8})-\d+\.tmp"
 )
+_DAY_SECONDS = 86_400.0
 _counter = itertools.count()
 
 
@@ -36,17 +37,31 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def remove_leftovers(folder: Path) -> list[str]:
-    """Removes what dead writers of this host left under temporary names; returns the names.
+def file_system_time(path: Path) -> float:
+    """Now, by the clock that stamps files beside `path`: a server's, on a network disk."""
+    probe = temporary_path(path)
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
-    Writers of other hosts cannot be asked whether they live: theirs stay.
+
+def remove_leftovers(folder: Path) -> list[str]:
+    """Removes what dead writers left under temporary names; returns the names.
+
+    Writers of other hosts cannot be asked whether they live: theirs go when they are a day old, by
+    the file system's clock.
     """
     removed = []
     for path in sorted(folder.iterdir()):
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or match["host"] != socket.gethostname():
+        if match is None:
             continue
-        if _is_alive(int(match["pid"]), match["run"]):
+        if match["host"] != socket.gethostname():
+            if file_system_time(folder / "zarr.json") - path.stat().st_mtime < _DAY_SECONDS:
+                continue
+        elif _is_alive(int(match["pid"]), match["run"]):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

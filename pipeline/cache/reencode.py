@@ -7,7 +7,7 @@ import torch
 
 from interkd.kernels.errors import CorruptStoreError
 from interkd.kernels.stick_breaking import StickBreaking
-from interkd.pipeline.cache.codec import AngleQuantiser, get_quantiser, pack_entries
+from interkd.pipeline.cache.codec import codes_of, get_quantiser, pack_entries
 from interkd.pipeline.cache.compare import best_tokens, frame_of_entries, probabilities
 from interkd.pipeline.cache.fingerprint import Fingerprint
 from interkd.pipeline.cache.format import Array
@@ -50,7 +50,11 @@ def reencode(
         kept = break_sparse(
             block, blank_index=source.blank_index, version=source.format_version, mass=mass
         )
-        blocks.append(_codes(kept, quantiser, source.blank_index))
+        encoded = codes_of(kept, quantiser=quantiser, blank_index=source.blank_index)
+        blank_codes, counts, kept_tokens, codes, _ = (c.numpy() for c in encoded.columns())
+        dtype = quantiser.code_dtype
+        block_tokens, block_codes = pack_entries(counts, kept_tokens, codes)
+        blocks.append((blank_codes.astype(dtype), block_tokens, block_codes.astype(dtype)))
     blank, tokens, fractions = (np.concatenate(column) for column in zip(*blocks, strict=True))
     return blank, tokens, fractions
 
@@ -107,22 +111,6 @@ def break_sparse(
         fractions=torch.from_numpy(fractions),
         best=torch.from_numpy(best.astype(np.int32)),
     )
-
-
-def _codes(
-    kept: StickBreaking, quantiser: AngleQuantiser, blank_index: int
-) -> tuple[Array, Array, Array]:
-    """Columns of version 2, the best token still the best, continuation bits set."""
-    fractions = quantiser.quantise(kept.fractions)
-    blank = quantiser.quantise(kept.blank)
-    has_entries = kept.counts > 0
-    ordered = quantiser.ordered(blank, fractions[:, 0], kept.best != blank_index)
-    blank = torch.where(has_entries, ordered, blank) + quantiser.levels * has_entries
-    ranks = torch.arange(1, fractions.shape[1] + 1)
-    fractions = fractions + quantiser.levels * (ranks < kept.counts[:, None])
-    tokens, codes = pack_entries(kept.counts.numpy(), kept.tokens.numpy(), fractions.numpy())
-    dtype = quantiser.code_dtype
-    return blank.numpy().astype(dtype), tokens, codes.astype(dtype)
 
 
 def truncate(

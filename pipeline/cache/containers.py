@@ -12,7 +12,7 @@ from interkd.kernels.errors import CorruptStoreError
 
 # Any day fits, as long as it is always the same: equal columns then make equal files.
 _DATE = (1980, 1, 1, 0, 0, 0)
-MAX_FILE_BYTES = 1 << 31
+MAX_FILE_BYTES = 1 << 30
 
 
 class MissingKeyError(KeyError):
@@ -63,10 +63,12 @@ class ZipContainer:
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise CorruptStoreError("its file", expected=f"at most {MAX_FILE_BYTES:,} bytes")
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise CorruptStoreError(
+                "size of its file", expected=f"at most {MAX_FILE_BYTES:,} bytes", got=f"{size:,}"
+            )
+        content = path.read_bytes()
         try:
             self._archive = zipfile.ZipFile(io.BytesIO(content))
         # zipfile raises a dozen unrelated types on damaged directories

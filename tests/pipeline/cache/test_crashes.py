@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from interkd.pipeline.cache import writer
-from interkd.pipeline.cache.files import publish_folder, temporary_path
+from interkd.pipeline.cache.files import publish_file, temporary_path
 from interkd.pipeline.cache.fingerprint import Fingerprint
 from interkd.pipeline.cache.verify import verify
 from interkd.pipeline.cache.writer import EncodedUtterance, PartPlan, StoreWriter
@@ -40,11 +40,12 @@ def test_two_writers_race_for_one_part(
     path = tmp_path / "store"
     barrier = threading.Barrier(2)
 
-    def publish_together(temporary: Path, target: Path) -> bool:
-        barrier.wait()
-        return publish_folder(temporary, target)
+    def publish_together(target: Path, content: bytes, *, replace: bool) -> bool:
+        if target.name.startswith("part-"):
+            barrier.wait()
+        return publish_file(target, content, replace=replace)
 
-    monkeypatch.setattr(writer, "publish_folder", publish_together)
+    monkeypatch.setattr(writer, "publish_file", publish_together)
     stands: list[bool] = []
 
     def write() -> None:
@@ -56,7 +57,7 @@ def test_two_writers_race_for_one_part(
     for thread in threads:
         thread.join()
     assert sorted(stands) == [False, True]
-    assert sorted(p.name for p in path.iterdir()) == ["part-00000", "zarr.json"]
+    assert sorted(p.name for p in path.iterdir()) == ["part-00000.zip", "zarr.json"]
     assert not StoreWriter.open(path, fingerprint, plan).write_part(0, utterances[:2])
 
 
@@ -65,15 +66,18 @@ def test_leftovers_of_the_dead_are_removed(
 ) -> None:
     path = tmp_path / "store"
     path.mkdir()
-    mine = temporary_path(path / "part-00000").name
+    mine = temporary_path(path / "part-00000.zip").name
     pid = f".{os.getpid()}."
     dead = mine.replace(pid, f".{dead_process()}.")
     earlier_run = mine.replace(mine.split(".")[-2], "0123abcd-0")
     living = mine.replace(pid, f".{os.getppid()}.")
-    elsewhere = dead.replace(".part-00000.", ".part-00000.other-host-than-")
-    for name in (mine, dead, earlier_run, living, elsewhere):
-        (path / name / "token").mkdir(parents=True)
-    metadata = dead.replace("part-00000", "zarr.json")
+    elsewhere = dead.replace(".zip.", ".zip.other-host-than-")
+    old = elsewhere.replace(".tmp", "9.tmp")
+    for name in (mine, dead, earlier_run, living, elsewhere, old):
+        (path / name).write_bytes(b"half a part")
+    yesterday = time.time() - 100_000
+    os.utime(path / old, (yesterday, yesterday))
+    metadata = dead.replace("part-00000.zip", "zarr.json")
     (path / metadata).write_text("{")
     StoreWriter.open(path, fingerprint, plan)
     left = {p.name for p in path.iterdir()}
@@ -103,11 +107,11 @@ def test_a_killed_process_leaves_whole_parts_only(
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(job)])
     try:
         deadline = time.monotonic() + 60
-        while not (path / "part-00001").is_dir():
+        while not (path / "part-00001.zip").exists():
             assert child.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        while not list(path.glob(".part-*.tmp/token")):
+        while not list(path.glob(".part-*.tmp")):
             assert child.poll() is None
     finally:
         child.send_signal(signal.SIGKILL)

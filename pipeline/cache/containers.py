@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from interkd.kernels.errors import CorruptStoreError
+from interkd.kernels.errors import CorruptStoreError, StoreError
 
 # Any day fits, as long as it is always the same: equal columns then make equal files.
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -17,6 +17,15 @@ MAX_FILE_BYTES = 1 << 30
 
 class MissingKeyError(KeyError):
     """A key that the container does not hold."""
+
+
+def forbidden(path: Path, error: PermissionError) -> StoreError:
+    """What is there and may not be read: nothing to delete or to make again."""
+    return StoreError(
+        f"{path} cannot be read",
+        got=error.strerror,
+        remedy="make it readable for this user, or run as one who may read it",
+    )
 
 
 class Container(Protocol):
@@ -28,6 +37,7 @@ class Container(Protocol):
         Raises:
             MissingKeyError: If there is none.
             CorruptStoreError: If they cannot be read, or are more than `at_most`.
+            StoreError: If this user may not read them.
         """
         ...
 
@@ -50,6 +60,8 @@ class FolderContainer:
             return file.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingKeyError(key) from error
+        except PermissionError as error:
+            raise forbidden(file, error) from error
         except OSError as error:
             raise CorruptStoreError(f"cannot read {key}", got=error.strerror) from error
 

@@ -94,7 +94,8 @@ def read_column(container: Container, spec: ColumnSpec, *, where: str) -> Array:
         return np.zeros(shape, dtype=spec.dtype)
     key = "/".join([spec.name, "c", *("0" for _ in shape)])
     try:
-        chunk = container.read(key, at_most=MAX_COLUMN_BYTES)
+        # zstd makes what it cannot compress longer by less than this
+        chunk = container.read(key, at_most=size + size // 128 + 1024)
     except MissingKeyError as error:
         raise CorruptStoreError(f"{column}: its chunk is missing", remedy=REMAKE) from error
     except CorruptStoreError as error:

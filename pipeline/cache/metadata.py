@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from interkd.kernels.errors import CorruptStoreError, FingerprintError, StoreError
-from interkd.pipeline.cache.containers import FolderContainer
+from interkd.pipeline.cache.containers import FolderContainer, forbidden
 from interkd.pipeline.cache.files import publish_file
 from interkd.pipeline.cache.fingerprint import Fingerprint
 from interkd.pipeline.cache.format import (
@@ -58,8 +58,15 @@ class StoreMetadata:
         return {"fingerprint": self.fingerprint.digest, "plan": self.plan_digest}
 
     def missing_parts(self, root: Path) -> list[int]:
-        """Planned parts that do not stand."""
-        names = {path.name for path in root.iterdir()}  # one call, however many parts
+        """Planned parts that do not stand.
+
+        Raises:
+            StoreError: If this user may not list the store's folder.
+        """
+        try:
+            names = {path.name for path in root.iterdir()}  # one call, however many parts
+        except PermissionError as error:
+            raise forbidden(root, error) from error
         wanted = (file_name(part_name(i), self.version) for i in range(self.part_count))
         return [i for i, name in enumerate(wanted) if name not in names]
 
@@ -91,17 +98,13 @@ def read_metadata(root: Path) -> StoreMetadata:
 
     Raises:
         StoreError: If nothing, no folder or no teacher cache stands at `root`, or one of a version
-            that this release does not read.
+            that this release does not read, or one that this user may not read.
         CorruptStoreError: If zarr.json is truncated or is not what was written.
     """
-    if not root.exists():
-        raise StoreError(f"no teacher cache at {root}", remedy="make one with cache-teacher")
-    if not root.is_dir():
-        raise StoreError(f"{root} is not a folder", expected="the folder of a teacher cache")
-    if not (root / METADATA_FILE).exists():
-        raise StoreError(
-            f"{root} holds no teacher cache", expected=f"a file {METADATA_FILE}", got="none"
-        )
+    try:
+        _require_store(root)
+    except PermissionError as error:
+        raise forbidden(root, error) from error
     try:
         attributes = read_attributes(FolderContainer(root), where=str(root))
     except CorruptStoreError as error:  # the remedy of a part is not that of the root
@@ -148,3 +151,14 @@ def read_metadata(root: Path) -> StoreMetadata:
                 remedy=REBUILD,
             )
     return metadata
+
+
+def _require_store(root: Path) -> None:
+    if not root.exists():
+        raise StoreError(f"no teacher cache at {root}", remedy="make one with cache-teacher")
+    if not root.is_dir():
+        raise StoreError(f"{root} is not a folder", expected="the folder of a teacher cache")
+    if not (root / METADATA_FILE).exists():
+        raise StoreError(
+            f"{root} holds no teacher cache", expected=f"a file {METADATA_FILE}", got="none"
+        )

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from interkd.kernels.errors import CorruptStoreError
-from interkd.pipeline.cache.containers import Container, FolderContainer, ZipContainer
+from interkd.pipeline.cache.containers import (
+    Container,
+    FolderContainer,
+    ZipContainer,
+    forbidden,
+)
 from interkd.pipeline.cache.format import METADATA_FILE, Array, file_name, part_name
 from interkd.pipeline.cache.groups import REMAKE, pack_group, read_attributes, read_column
 from interkd.pipeline.cache.metadata import StoreMetadata
@@ -34,12 +39,15 @@ def open_container(root: Path, name: str, version: int, *, where: str) -> Contai
 
     Raises:
         CorruptStoreError: If it is missing or cannot be opened.
+        StoreError: If this user may not read it.
     """
     path = root / file_name(name, version)
     try:
         if version == 1:
             return FolderContainer(path)
         return ZipContainer(path)
+    except PermissionError as error:
+        raise forbidden(path, error) from error
     except OSError as error:
         raise CorruptStoreError(
             f"{where} cannot be read", got=error.strerror, remedy=REMAKE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from interkd.kernels.errors import CorruptStoreError
+from interkd.kernels.errors import StoreError
 from interkd.pipeline.cache.format import INDEX_NAME, METADATA_FILE, file_name, part_name
 from interkd.pipeline.cache.index import StoreIndex, read_index
 from interkd.pipeline.cache.metadata import StoreMetadata, read_metadata
@@ -60,7 +60,7 @@ def verify(path: Path | str, *, progress: Progress | None = None) -> VerifyRepor
         problems.append(Problem(where=METADATA_FILE, what="no summary: the store is not finished"))
     try:
         index = read_index(root, metadata)
-    except CorruptStoreError as error:
+    except StoreError as error:
         what = str(error).removeprefix(f"{root} {INDEX_NAME}").strip(": ,")
         problems.append(Problem(where=INDEX_NAME, what=what))
 
@@ -86,7 +86,11 @@ def verify_part(
     if not (root / file_name(where, metadata.version)).exists():
         return PartReport(problems=(Problem(where=where, what="the part is missing"),))
     problems: list[Problem] = []
-    part = load_part(root, part_index, metadata, where=where, problems=problems)
+    try:
+        part = load_part(root, part_index, metadata, where=where, problems=problems)
+    except StoreError as error:  # no damage: it may not be read
+        part = None
+        problems.append(Problem(where=where, what=str(error)))
     if part is None:
         if index is not None and problems:
             lost = f"{problems[0].what}; with it {index.span_of(part_index)}"

@@ -66,7 +66,8 @@ def open_store(
 
     Raises:
         ConfigError: If the recipe learns from a teacher and there is no store.
-        StoreError: If the store cannot be read.
+        StoreError: If the store cannot be read; CorruptStoreError for a damaged part, at once where
+            the whole store fits in memory.
         FingerprintError: If it has other tokens, another sample rate or frame shift.
     """
     if not uses_teacher(config.objective):
@@ -84,4 +85,6 @@ def open_store(
         sample_rate=config.student.features.sample_rate,
         frame_shift_samples=formula.shift_samples,
     )
+    if store.parts_in_memory >= store.part_count:
+        store.load()  # so that damage is found now and not in the middle of an epoch
     return store

@@ -440,7 +440,7 @@ def test_settings_out_of_range(
     [
         ({"teacher": "interkid:x"}, "unknown teacher 'interkid:x'"),
         ({"teacher": "interkid:x"}, "did you mean 'interkd'?"),
-        ({"top_k": "0"}, "'top_k'; expected 1 to 255, got 0"),
+        ({"top_k": "0"}, "'top_k'; expected 2 to 255, got 0"),
         ({"mass": "1.5"}, "'mass'; expected above 0, at most 1, got 1.5"),
         ({"part_minutes": "0"}, "part_minutes; expected above 0, got 0.0"),
         ({"batch_seconds": "nan"}, "batch_seconds; expected above 0, got nan"),

@@ -25,9 +25,9 @@ HASHES = (
     "0369d0369d0369cd0369d0369d0369cd",
 )
 MORE = 32  # the continuation bit of angle5
-BLANK = ([31, 3 + MORE, 16 + MORE], [], [0 + MORE, 30])
-TOKENS = ([2, 3, 4], [], [1])
-FRACTIONS = ([28, 20 + MORE, 7], [], [31])
+BLANK: tuple[list[int], ...] = ([31, 3 + MORE, 16 + MORE], [], [0 + MORE, 30])
+TOKENS: tuple[list[int], ...] = ([2, 3, 4], [], [1])
+FRACTIONS: tuple[list[int], ...] = ([28, 20 + MORE, 7], [], [31])
 
 
 def main(path: Path) -> None:

@@ -137,19 +137,19 @@ VALUES = (np.arange(LEVELS) + 0.5) / LEVELS
     wide=st.booleans(),
 )
 def test_expansion(frames: list[tuple[int, list[tuple[int, int]]]], wide: bool) -> None:
-    dtype = np.uint16 if wide else np.uint8
+    dtype: Any = np.uint16 if wide else np.uint8
     blank, tokens, fractions = [], [], []
     for code, entries in frames:
         blank.append(code + LEVELS * bool(entries))
         for rank, (token, fraction) in enumerate(entries, start=1):
             tokens.append(token)
             fractions.append(fraction + LEVELS * (rank < len(entries)))
-    columns = (np.array(blank, dtype), np.array(tokens, dtype), np.array(fractions, dtype))
-    fast = expand_stick_breaking(*columns, VALUES)
-    plain = expand_stick_breaking(*columns, VALUES, backend="reference")
-    for one, other in zip(fast, plain, strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other)
+    columns: list[Any] = [np.array(column, dtype) for column in (blank, tokens, fractions)]
+    fast = expand_stick_breaking(columns[0], columns[1], columns[2], VALUES)
+    plain = expand_stick_breaking(columns[0], columns[1], columns[2], VALUES, backend="reference")
+    for i in range(3):
+        assert fast[i].dtype == plain[i].dtype
+        np.testing.assert_array_equal(fast[i], plain[i])
     offsets, out_tokens, log_probs = fast
     for n, (code, entries) in enumerate(frames):
         span = slice(int(offsets[n]), int(offsets[n + 1]))

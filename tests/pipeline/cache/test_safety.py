@@ -72,10 +72,11 @@ def json_change(**changes: object) -> Callable[[bytes], bytes]:
 
 def bomb(size: int, *, declared: bool = True) -> bytes:
     """A chunk of so many zeros, with or without its size in the zstd frame, the CRC right."""
-    frame = bytes(zstd.compress(np.zeros(size, np.uint8), 19))
+    frame: bytes = zstd.compress(np.zeros(size, np.uint8), 19)
     if not declared:
         frame = b"\x28\xb5\x2f\xfd\x00\x58\x01\x00\x00"  # one empty block, no content size
-    return frame + google_crc32c.value(frame).to_bytes(4, "little")
+    crc: int = google_crc32c.value(frame)
+    return frame + crc.to_bytes(4, "little")
 
 
 def shape_of(length: int) -> dict[str, Any]:

@@ -84,13 +84,14 @@ def stats_command(
         write_output(json_file, f"{text}\n")
     if plot is None and html_file is None:
         return
-    from interkd.pipeline.cache.stats_plot import plot_stats, to_png, to_svg  # matplotlib is slow
+    from interkd.pipeline.cache.stats_plot import plot_stats  # matplotlib is slow
+    from interkd.pipeline.figures import to_png, to_svg
 
     figure = plot_stats(found)
     if plot is not None:
         write_output(plot, to_png(figure))
     if html_file is not None:
-        write_output(html_file, render_html(found, to_svg(figure)))
+        write_output(html_file, render_html(found, to_svg(figure, label="Statistics of the store")))
 
 
 @click.command("compact")

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from interkd.pipeline.cache.files import file_system_time, temporary_path
+from interkd.pipeline.cache.files import file_system_time, is_alive, temporary_path
 from interkd.pipeline.cache.heartbeat import Heartbeat
 
 HEARTBEAT_SECONDS = 30.0
@@ -284,19 +284,9 @@ def _namespace() -> str:
 def _process_start(pid: int) -> str:
     """Clock ticks from boot to a process's start; "dead", or "alive" where there is no /proc."""
     if not Path("/proc/self/stat").exists():
-        return "alive" if _is_alive(pid) else "dead"
+        return "alive" if is_alive(pid) else "dead"
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (FileNotFoundError, ProcessLookupError):
         return "dead"
     return "dead" if stat[0] in "ZX" else stat[19]
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -61,7 +61,7 @@ def remove_leftovers(folder: Path) -> list[str]:
         if match["host"] != socket.gethostname():
             if file_system_time(folder / "zarr.json") - path.stat().st_mtime < _DAY_SECONDS:
                 continue
-        elif _is_alive(int(match["pid"]), match["run"]):
+        elif _runs(int(match["pid"]), match["run"]):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -71,9 +71,12 @@ def remove_leftovers(folder: Path) -> list[str]:
     return removed
 
 
-def _is_alive(pid: int, run: str) -> bool:
-    if pid == os.getpid():
-        return run == _run_token()
+def _runs(pid: int, run: str) -> bool:
+    return run == _run_token() if pid == os.getpid() else is_alive(pid)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host has that id."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

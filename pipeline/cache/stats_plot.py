@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -115,26 +113,3 @@ def _label(token: str) -> str:
     """The token, characters that the figure's font lacks by their numbers."""
     known = get_font(findfont("DejaVu Sans")).get_charmap()
     return "".join(c if ord(c) in known and c.isprintable() else f"U+{ord(c):04X}" for c in token)
-
-
-def to_png(figure: Figure) -> bytes:
-    """The figure as the content of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": "interkd"})
-    return buffer.getvalue()
-
-
-def to_svg(figure: Figure) -> str:
-    """The figure's `<svg>` element without XML prologue, metadata and namespaces.
-
-    HTML knows the SVG namespace by itself; the fixed salt makes equal figures equal texts.
-    """
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({"svg.hashsalt": "interkd"}):
-        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for namespace in ("http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"):
-        text = text.replace(f'xmlns="{namespace}"', "").replace(f'xmlns:xlink="{namespace}"', "")
-    return text.replace("<svg", '<svg role="img" aria-label="Statistics of the store"', 1)

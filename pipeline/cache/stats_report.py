@@ -86,7 +86,7 @@ def render_html(stats: StoreStats, figure_svg: str) -> str:
 
     Args:
         stats: What to show.
-        figure_svg: `stats_plot.to_svg` of the figure.
+        figure_svg: `figures.to_svg` of the figure.
     """
     title = f"Teacher cache {stats.path.name}"
     sections = "".join(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
-import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from interkd.pipeline.figures import to_svg
 from interkd.pipeline.scoring.report import ScoreReport, format_weights
 
 _KINDS = (
@@ -76,20 +74,4 @@ def plot_heads(report: ScoreReport) -> str:
         handleheight=0.9,
         columnspacing=1.4,
     )
-    return _svg(figure)
-
-
-def _svg(figure: Figure) -> str:
-    """The figure's `<svg>` element without XML prologue, metadata and namespaces.
-
-    HTML knows the SVG namespace by itself; the fixed salt makes equal reports equal files.
-    """
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({"svg.hashsalt": "interkd"}):
-        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for namespace in ("http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"):
-        text = text.replace(f'xmlns="{namespace}"', "").replace(f'xmlns:xlink="{namespace}"', "")
-    return text.replace("<svg", '<svg role="img" aria-label="Word error rate of each head"', 1)
+    return to_svg(figure, label="Word error rate of each head")

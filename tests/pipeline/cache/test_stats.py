@@ -17,8 +17,9 @@ from interkd.kernels.errors import CorruptStoreError, StoreError
 from interkd.pipeline.cache.inspect import decode_store, info
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.stats import LogHistogram, StoreStats, stats
-from interkd.pipeline.cache.stats_plot import plot_stats, to_png, to_svg
+from interkd.pipeline.cache.stats_plot import plot_stats
 from interkd.pipeline.cache.stats_report import overview, render_html, tables
+from interkd.pipeline.figures import to_png, to_svg
 
 if TYPE_CHECKING:
     from tests.pipeline.cache.conftest import StoreMaker
@@ -127,7 +128,7 @@ def test_json(path: Path) -> None:
 
 def test_page_stands_alone(path: Path) -> None:
     found = stats(path)
-    page = render_html(found, to_svg(plot_stats(found)))
+    page = render_html(found, to_svg(plot_stats(found), label="stats"))
     assert page.count("<svg") == page.count("</svg>") == 1
     assert not re.search(r"<script|<link|src=|url\(http|href=\"http|https?://", page)
     for _, value in overview(found):
@@ -149,7 +150,7 @@ def test_tokens_that_look_like_markup(maker: StoreMaker, tmp_path: Path) -> None
     tokens = ("<blk>", "<b>", "$x_1$", "語", *(f"t{i}" for i in range(25)))
     fingerprint = maker.fingerprint(tokens=tokens)
     found = stats(maker.write(tmp_path / "s", maker.utterances(fingerprint, [300]), fingerprint))
-    page = render_html(found, to_svg(plot_stats(found)))
+    page = render_html(found, to_svg(plot_stats(found), label="stats"))
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
 
@@ -162,7 +163,7 @@ def test_a_store_without_frames(maker: StoreMaker, tmp_path: Path) -> None:
     assert (empty.counts.frames, empty.spike_count, empty.top_spikes) == (0, 0, [])
     assert empty.blank_run_quantile(0.5) == 0
     assert json.dumps(empty.to_dict(), allow_nan=False)
-    assert render_html(empty, to_svg(plot_stats(empty)))
+    assert render_html(empty, to_svg(plot_stats(empty), label="stats"))
 
 
 def test_stores_that_cannot_be_read(store: Path, tmp_path: Path) -> None:

@@ -341,7 +341,7 @@ def test_flipped_bits_anywhere(store: Path, archive: type[Archive], tries: int) 
             harmless += 1
         finally:
             (store / name).write_bytes(originals[name])
-    assert 0 < harmless < tries / 5  # dates and attributes of the ZIP
+    assert 0 < harmless < tries / 4  # names, dates and attributes that the ZIP keeps twice
     assert verify(store).problems == ()
 
 

@@ -81,10 +81,11 @@ class AngleQuantiser:
         """Codes of probabilities, float64 of any shape, int64; NaN takes the last."""
         return torch.bucketize(probs, self._on(probs.device)[0])
 
-    def ordered(self, blank: Tensor, first: Tensor, first_is_best: Tensor) -> Tensor:
-        """Blank codes that leave the frame's most probable token the most probable.
+    def ordered(self, blank: Tensor, first: Tensor, first_is_best: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes of blank and first token that leave the most probable of them the most probable.
 
-        Rounding may turn a near tie; one step of the blank's code turns it back.
+        Rounding may turn a near tie; one step of the blank's code turns it back, or, where the
+        blank has no lower code, one of the first token's.
 
         Args:
             blank: Codes of the blank, int64 `(N,)`.
@@ -96,7 +97,8 @@ class AngleQuantiser:
             is_first = log_rests[blank] + log_values[first] > log_values[blank]
             step = is_first.long() - first_is_best.long()
             blank = (blank + step).clamp(0, self.levels - 1)
-        return blank
+        is_first = log_rests[blank] + log_values[first] > log_values[blank]
+        return blank, first + (first_is_best & ~is_first).long()
 
 
 def _sin2(quarter_turns: npt.NDArray[Any]) -> Float64Array:
@@ -171,8 +173,9 @@ def codes_of(kept: StickBreaking, *, quantiser: AngleQuantiser, blank_index: int
     fractions = quantiser.quantise(kept.fractions)
     blank = quantiser.quantise(kept.blank)
     has_entries = kept.counts > 0
-    ordered = quantiser.ordered(blank, fractions[:, 0], kept.best != blank_index)
+    ordered, first = quantiser.ordered(blank, fractions[:, 0], kept.best != blank_index)
     blank = torch.where(has_entries, ordered, blank)
+    fractions[:, 0] = torch.where(has_entries, first, fractions[:, 0])
     ranks = torch.arange(1, fractions.shape[1] + 1, device=fractions.device)
     dtype = torch.uint8 if quantiser.bits <= 7 else torch.int32
     flag = quantiser.levels

@@ -73,9 +73,9 @@ class StoreWriter:
             CorruptStoreError: If the store's zarr.json is damaged.
         """
         root = Path(path)
-        if root.exists() and not root.is_dir():
-            raise StoreError(f"{root} is not a folder", remedy="choose another path")
         with writing(root):
+            if root.exists() and not root.is_dir():
+                raise StoreError(f"{root} is not a folder", remedy="choose another path")
             root.mkdir(parents=True, exist_ok=True)
             if not (root / METADATA_FILE).exists():
                 others = sorted(p.name for p in root.iterdir() if not is_temporary(p.name))

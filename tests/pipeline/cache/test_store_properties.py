@@ -61,8 +61,8 @@ def test_the_stored_distribution_is_near_the_teachers(
 ) -> None:
     """The root of each fraction is off by half a step of the angle at most, the argmax by nothing.
 
-    The blank's may be off by two more steps where they restore the order of a near tie. An argmax
-    that takes the lowest code is the next test's.
+    The blank's may be off by two more steps where they restore the order of a near tie, an argmax's
+    by one more where the blank's code is the lowest.
     """
     fingerprint = maker.fingerprint(vocab_size, quantiser=name, top_k=top_k)
     dense = [maker.log_probs(n, vocab_size, kind, seed + i) for i, n in enumerate(lengths)]
@@ -91,26 +91,20 @@ def test_the_stored_distribution_is_near_the_teachers(
         probs = np.exp(log_probs.astype(np.float64))
         probs /= probs.sum()
         shares = fractions_of(probs, others)
-        assert np.abs(np.sqrt(kept) - np.sqrt(shares)).max(initial=0) <= step / 2 + 1e-6
+        bounds = np.full(len(kept), step / 2 + 1e-6)
+        if payload["blank"][frame] % quantiser.levels == 0:
+            bounds[:1] += step  # the argmax of a flat frame, one code above the blank's lowest
+        assert (np.abs(np.sqrt(kept) - np.sqrt(shares)) <= bounds).all()
         second, best = np.sort(log_probs)[-2:]
         allowed = 2.5 if best - second < 0.5 else 0.5
         assert abs(np.sqrt(blanks[frame]) - np.sqrt(probs[0])) <= allowed * step + 1e-6
 
-        argmax = int(log_probs.argmax())
-        if argmax == 0 or fractions_of(probs, [argmax])[0] > quantiser.thresholds[0]:
-            assert tokens[0] == argmax
-        else:
-            assert argmax in tokens
+        assert tokens[0] == int(log_probs.argmax())
 
         tail = (1 - blanks[frame]) * np.prod(1 - kept)
         assert stored.sum() + tail == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="an argmax below 1.2e-3 (angle5) takes the lowest code as the blank does, "
-    "and no code is lower: the blank, read as the larger, stands first",
-)
 def test_the_argmax_of_a_flat_frame_over_many_tokens(maker: StoreMaker, tmp_path: Path) -> None:
     fingerprint = maker.fingerprint(1000)
     dense = maker.log_probs(20, 1000, "flat", 0)

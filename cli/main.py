@@ -31,7 +31,7 @@ COMMANDS = {
     "export": ("interkd.cli.export:export_command", "Write a checkpoint to ship, in float16."),
     "cache": (
         "interkd.cli.cache:cache_command",
-        "Look into a teacher cache: info, verify, decode.",
+        "Look into a teacher cache, check, compare and shrink it.",
     ),
 }
 

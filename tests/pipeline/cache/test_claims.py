@@ -207,3 +207,18 @@ def test_names() -> None:
 def test_other_errors_pass_through(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         claim(tmp_path / "missing", NAME)
+
+
+def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems that have none: O_EXCL and rename remain."""
+
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    mine = held(tmp_path)
+    assert isinstance(claim(tmp_path, NAME), Owner)
+    mine.release()
+    write(tmp_path, process_start="1")
+    held(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []

@@ -127,3 +127,21 @@ def test_a_killed_process_leaves_whole_parts_only(
         assert opened.write_part(index, [utterances[i] for i in plan.parts[index]])
     opened.finish({})
     assert verify(path).problems == ()
+
+
+def test_a_store_without_hard_links(
+    tmp_path: Path, maker: StoreMaker, fingerprint: Fingerprint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utterances = maker.utterances(fingerprint, [8] * 6)
+    calm = maker.write(tmp_path / "calm", utterances, fingerprint, parts=3)
+
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path = maker.write(tmp_path / "store", utterances, fingerprint, parts=3)
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == {
+        p.name: p.read_bytes() for p in calm.iterdir()
+    }
+    again = StoreWriter.open(path, fingerprint, maker.plan(utterances, 3))
+    assert not again.write_part(0, utterances[:2])

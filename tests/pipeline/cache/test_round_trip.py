@@ -22,6 +22,9 @@ from interkd.pipeline.cache.inspect import decode_store, info
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.verify import verify
 from interkd.pipeline.cache.writer import EncodedUtterance
+from interkd.pipeline.corpus.batches import BatchSampler
+from interkd.pipeline.corpus.manifest import Utterance
+from interkd.pipeline.training.inputs import parts_as_groups
 
 if TYPE_CHECKING:
     from tests.pipeline.cache.conftest import StoreMaker
@@ -146,6 +149,36 @@ def test_memory_stays_within_the_budget(maker: StoreMaker, tmp_path: Path) -> No
             assert torch.equal(opened.targets([utt_id]).tokens, whole.targets([utt_id]).tokens)
             assert opened.held_bytes <= 2.5 * one_part
     assert TeacherStore.open(path, memory_gb=0).targets(ids).batch_size == 12
+
+
+def test_a_store_larger_than_its_memory_is_gone_through_part_by_part(
+    maker: StoreMaker, tmp_path: Path
+) -> None:
+    fingerprint = maker.fingerprint()
+    path = maker.write(
+        tmp_path / "store", maker.utterances(fingerprint, [200] * 24), fingerprint, parts=8
+    )
+    corpus = [
+        Utterance(
+            utt_id=utt_id,
+            audio_path=tmp_path / f"{utt_id}.wav",
+            samples=64_000,
+            sample_rate=16_000,
+            text="a",
+            audio_hash=maker.audio_hash(utt_id),
+            source_rate=16_000,
+        )
+        for utt_id in TeacherStore.open(path).utterance_ids
+    ]
+    assert parts_as_groups(None, corpus) == {}
+    assert parts_as_groups(TeacherStore.open(path), corpus) == {}
+    three_parts = 3.5 * 4 * (path / "part-00000.zip").stat().st_size / 1e9
+    store = TeacherStore.open(path, memory_gb=three_parts)
+    grouping = parts_as_groups(store, corpus)
+    assert grouping == {"groups": [i // 3 for i in range(24)], "groups_at_once": 1}
+    sampler = BatchSampler(corpus, max_seconds=8, buckets=2, seed=0, shuffle=True, **grouping)
+    order = [index // 3 for batch in sampler for index in batch]
+    assert len([part for part, _ in itertools.groupby(order)]) == 8  # each part once
 
 
 def test_a_failed_part_is_read_again_when_asked_for(store: Path) -> None:

@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 
 from interkd.kernels.errors import TeacherError
-from interkd.pipeline.cache.codec import pack_entries
+from interkd.pipeline.cache.codec import pack_codes
 from interkd.pipeline.cache.format import Array
 from interkd.pipeline.cache.part import EncodedUtterance
 from interkd.pipeline.corpus.tokens import spell
@@ -161,18 +161,19 @@ class PartWriter:
         starts = [row * padded for row in range(len(frames))]
         self._check_sums(batch, frames, starts)
         blank, counts, tokens, fractions, best = (column.numpy() for column in batch.columns)
-        code_dtype = np.dtype("u1") if blank.dtype == np.uint8 else np.dtype("<u2")
         encoded, spoken = [], []
         for utterance, start, count in zip(batch.utterances, starts, frames, strict=True):
             rows = slice(start, start + count)
-            kept_tokens, codes = pack_entries(counts[rows], tokens[rows], fractions[rows])
+            blank_codes, kept_tokens, codes = pack_codes(
+                blank[rows], counts[rows], tokens[rows], fractions[rows]
+            )
             encoded.append(
                 EncodedUtterance(
                     utt_id=utterance.utt_id,
                     audio_hash=utterance.audio_hash,
-                    blank=blank[rows].astype(code_dtype),
+                    blank=blank_codes,
                     tokens=kept_tokens,
-                    fractions=codes.astype(code_dtype),
+                    fractions=codes,
                     samples=utterance.samples,
                 )
             )

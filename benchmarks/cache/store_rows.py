@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from interkd.kernels.stick_breaking import expand_stick_breaking, stick_breaking_topk
-from interkd.pipeline.cache.codec import encode_frames, get_quantiser, pack_entries
+from interkd.pipeline.cache.codec import encode_frames, get_quantiser, pack_codes
 from interkd.pipeline.cache.format import token_dtype
 
 Array = npt.NDArray[Any]
@@ -107,14 +107,12 @@ def product_row(mass: float, quantiser_name: str) -> Row:
 
     def encode(log_probs: Tensor) -> Encoded:
         kept = encode_frames(log_probs, top_k=TOP_K, mass=mass, quantiser=quantiser, blank_index=0)
-        blank = kept.blank.numpy().astype(quantiser.code_dtype)
-        tokens, fractions = pack_entries(
-            kept.counts.numpy(), kept.tokens.numpy(), kept.fractions.numpy()
-        )
+        *side_by_side, _ = (column.numpy() for column in kept.columns())
+        blank, tokens, fractions = pack_codes(*side_by_side)
         columns = {
             "blank": blank,
             "token": tokens.astype(token_dtype(log_probs.shape[1])),
-            "fraction": fractions.astype(quantiser.code_dtype),
+            "fraction": fractions,
         }
         offsets, entries, values = expand_stick_breaking(
             columns["blank"], columns["token"], columns["fraction"], quantiser.values

@@ -188,7 +188,20 @@ def codes_of(kept: StickBreaking, *, quantiser: AngleQuantiser, blank_index: int
     )
 
 
-def pack_entries(counts: Array, tokens: Array, fractions: Array) -> tuple[Array, Array]:
-    """Kept tokens and fraction codes, frame after frame: `(N, K)` to `(E,)`."""
+def pack_codes(
+    blank: Array, counts: Array, tokens: Array, fractions: Array
+) -> tuple[Array, Array, Array]:
+    """Frames side by side to a store's columns, kept entries frame after frame.
+
+    Args:
+        blank: As `EncodedFrames.blank`, on the host, `(N,)`.
+        counts: `(N,)`.
+        tokens: `(N, K)`.
+        fractions: `(N, K)`.
+
+    Returns:
+        The columns `blank` `(N,)`, `token` and `fraction` `(E,)`, codes in the dtype of the store.
+    """
+    dtype = np.dtype("u1" if blank.dtype == np.uint8 else "<u2")
     kept = np.arange(tokens.shape[1]) < counts[:, None]
-    return tokens[kept], fractions[kept]
+    return blank.astype(dtype), tokens[kept], fractions[kept].astype(dtype)

@@ -7,7 +7,7 @@ import torch
 
 from interkd.kernels.errors import CorruptStoreError
 from interkd.kernels.stick_breaking import StickBreaking
-from interkd.pipeline.cache.codec import codes_of, get_quantiser, pack_entries
+from interkd.pipeline.cache.codec import codes_of, get_quantiser, pack_codes
 from interkd.pipeline.cache.compare import best_tokens, frame_of_entries, probabilities
 from interkd.pipeline.cache.fingerprint import Fingerprint
 from interkd.pipeline.cache.format import Array
@@ -51,10 +51,8 @@ def reencode(
             block, blank_index=source.blank_index, version=source.format_version, mass=mass
         )
         encoded = codes_of(kept, quantiser=quantiser, blank_index=source.blank_index)
-        blank_codes, counts, kept_tokens, codes, _ = (c.numpy() for c in encoded.columns())
-        dtype = quantiser.code_dtype
-        block_tokens, block_codes = pack_entries(counts, kept_tokens, codes)
-        blocks.append((blank_codes.astype(dtype), block_tokens, block_codes.astype(dtype)))
+        *columns, _ = (column.numpy() for column in encoded.columns())
+        blocks.append(pack_codes(*columns))
     blank, tokens, fractions = (np.concatenate(column) for column in zip(*blocks, strict=True))
     return blank, tokens, fractions
 

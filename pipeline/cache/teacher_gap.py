@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interkd.pipeline.cache.codec import encode_frames, get_quantiser, pack_entries
+from interkd.pipeline.cache.codec import encode_frames, get_quantiser, pack_codes
 from interkd.pipeline.cache.compare import (
     Bools,
     FrameDistances,
@@ -103,18 +103,16 @@ def _distances(log_probs: Tensor, stored: Expanded) -> FrameDistances:
 
 def _encoded(log_probs: Tensor, fingerprint: Fingerprint) -> Expanded:
     """The frames as a store with that fingerprint would keep them."""
-    quantiser = get_quantiser(fingerprint.quantiser)
     encoded = encode_frames(
         log_probs,
         top_k=fingerprint.top_k,
         mass=fingerprint.mass,
-        quantiser=quantiser,
+        quantiser=get_quantiser(fingerprint.quantiser),
         blank_index=fingerprint.blank_index,
     )
-    blank, counts, tokens, fractions, _ = (column.numpy() for column in encoded.columns())
-    kept, codes = pack_entries(counts, tokens, fractions)
-    dtype = quantiser.code_dtype
-    payload = {"blank": blank.astype(dtype), "token": kept, "fraction": codes.astype(dtype)}
+    *columns, _ = (column.numpy() for column in encoded.columns())
+    packed = pack_codes(*columns)
+    payload = dict(zip(("blank", "token", "fraction"), packed, strict=True))
     return layout_of(fingerprint).expand(payload, fingerprint)
 
 

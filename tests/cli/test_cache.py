@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from interkd.cli.cache import cache_command
 from interkd.kernels.errors import ConfigError, CorruptStoreError, FingerprintError, StoreError
-from interkd.pipeline.cache.codec import encode_frames, get_quantiser, pack_entries
+from interkd.pipeline.cache.codec import encode_frames, get_quantiser, pack_codes
 from interkd.pipeline.cache.fingerprint import Fingerprint
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.writer import EncodedUtterance, PartPlan, StoreWriter
@@ -48,8 +48,8 @@ def encode(utt_id: str, text: str) -> EncodedUtterance:
     encoded = encode_frames(
         probs.log(), top_k=8, mass=0.99, quantiser=get_quantiser("angle6"), blank_index=0
     )
-    blank, counts, tokens, fractions, _ = (column.numpy() for column in encoded.columns())
-    kept, codes = pack_entries(counts, tokens, fractions)
+    *columns, _ = (column.numpy() for column in encoded.columns())
+    blank, kept, codes = pack_codes(*columns)
     return EncodedUtterance(
         utt_id=utt_id,
         audio_hash=audio_hash(utt_id),

@@ -169,7 +169,9 @@ def test_the_store_holds_the_teachers_posteriors(
             beside = sorted((t for t in tokens if t != blank), key=lambda t: -float(row[t]))
             for token in (blank, *beside):  # each a share of what those before it leave
                 share, stored_share = float(row[token]) / left, stored[token] / stored_left
-                assert abs(share**0.5 - stored_share**0.5) < 2 * HALF_STEP
+                # a near tie moves the blank's code by one step more
+                bound = 3 * HALF_STEP if token == blank else HALF_STEP
+                assert abs(share**0.5 - stored_share**0.5) < bound + 1e-4
                 left -= float(row[token])
                 stored_left -= stored[token]
             order = [blank, *[t for t in row.argsort(descending=True).tolist() if t != blank]]

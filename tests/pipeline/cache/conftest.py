@@ -17,7 +17,7 @@ import pytest
 import torch
 import zarr
 
-from interkd.pipeline.cache.codec import encode_frames, get_quantiser, pack_entries
+from interkd.pipeline.cache.codec import encode_frames, get_quantiser, pack_codes
 from interkd.pipeline.cache.containers import pack_zip
 from interkd.pipeline.cache.fingerprint import Fingerprint
 from interkd.pipeline.cache.format import Array
@@ -71,22 +71,21 @@ class StoreMaker:
     def encode(
         self, utt_id: str, log_probs: Float32Array, fingerprint: Fingerprint
     ) -> EncodedUtterance:
-        quantiser = get_quantiser(fingerprint.quantiser)
         encoded = encode_frames(
             torch.from_numpy(log_probs),
             top_k=fingerprint.top_k,
             mass=fingerprint.mass,
-            quantiser=quantiser,
+            quantiser=get_quantiser(fingerprint.quantiser),
             blank_index=fingerprint.blank_index,
         )
-        blank, counts, tokens, fractions, _ = (c.numpy() for c in encoded.columns())
-        kept_tokens, codes = pack_entries(counts, tokens, fractions)
+        *columns, _ = (column.numpy() for column in encoded.columns())
+        blank, tokens, fractions = pack_codes(*columns)
         return EncodedUtterance(
             utt_id=utt_id,
             audio_hash=self.audio_hash(utt_id),
-            blank=blank.astype(quantiser.code_dtype),
-            tokens=kept_tokens,
-            fractions=codes.astype(quantiser.code_dtype),
+            blank=blank,
+            tokens=tokens,
+            fractions=fractions,
             samples=320 * len(log_probs),
         )
 

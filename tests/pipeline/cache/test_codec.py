@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from interkd.kernels.errors import StoreError
 from interkd.kernels.stick_breaking import expand_stick_breaking
-from interkd.pipeline.cache.codec import QUANTISERS, encode_frames, get_quantiser, pack_entries
+from interkd.pipeline.cache.codec import QUANTISERS, encode_frames, get_quantiser, pack_codes
 
 NAMES = sorted(QUANTISERS)
 
@@ -85,11 +85,12 @@ def test_frames_survive(
         blank_index=blank_index,
     )
     blank, counts, tokens, fractions, best = (c.cpu().numpy() for c in encoded.columns())
-    kept_tokens, codes = pack_entries(counts, tokens, fractions)
+    blank, kept_tokens, codes = pack_codes(blank, counts, tokens, fractions)
+    assert blank.dtype == codes.dtype == quantiser.code_dtype
     offsets, all_tokens, stored = expand_stick_breaking(
-        blank.astype(quantiser.code_dtype),
+        blank,
         kept_tokens,
-        codes.astype(quantiser.code_dtype),
+        codes,
         quantiser.values,
         blank_index=blank_index,
     )
@@ -113,8 +114,8 @@ def test_a_near_tie_keeps_its_order(device: torch.device) -> None:
             quantiser=get_quantiser("angle5"),
             blank_index=0,
         )
-        blank, counts, tokens, fractions, _ = (c.cpu().numpy() for c in encoded.columns())
-        kept, codes = pack_entries(counts, tokens, fractions)
+        *columns, _ = (column.cpu().numpy() for column in encoded.columns())
+        blank, kept, codes = pack_codes(*columns)
         offsets, found, _ = expand_stick_breaking(
             blank, kept, codes, get_quantiser("angle5").values
         )

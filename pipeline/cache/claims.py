@@ -18,15 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from interkd.pipeline.cache.files import file_system_time, is_alive, temporary_path
+from interkd.pipeline.cache import processes
+from interkd.pipeline.cache.files import file_system_time, temporary_path
 from interkd.pipeline.cache.heartbeat import Heartbeat
 
 HEARTBEAT_SECONDS = 30.0
 STALE_SECONDS = 900.0
 _WRITING_SECONDS = 60.0
 _TRIES = 20
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_PID_NAMESPACE = Path("/proc/self/ns/pid")
 _heartbeat = Heartbeat()
 
 
@@ -63,10 +62,10 @@ class Owner:
     def is_stale(self, stale_seconds: float) -> bool:
         """Whether the owner is known to be dead, or has been silent for too long."""
         if self.token and self.host == socket.gethostname():
-            if self.boot != _boot():
+            if self.boot != processes.boot():
                 return True
-            if self.namespace == _namespace():
-                return self.process_start != _process_start(self.pid)
+            if self.namespace == processes.namespace():
+                return self.process_start != processes.process_start(self.pid)
         if not self.token:  # no name: its writer has had the time to write it, or died
             stale_seconds = min(stale_seconds, _WRITING_SECONDS)
         return self.age_seconds > stale_seconds
@@ -144,10 +143,10 @@ def claim(
     path = _path(folder, name)
     me = {
         "host": socket.gethostname(),
-        "boot": _boot(),
-        "namespace": _namespace(),
+        "boot": processes.boot(),
+        "namespace": processes.namespace(),
         "pid": os.getpid(),
-        "process_start": _process_start(os.getpid()),
+        "process_start": processes.process_start(os.getpid()),
         "token": secrets.token_hex(8),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -265,28 +264,3 @@ def _remove_stale(path: Path, judged: bytes) -> None:
             _name_exclusively(moved, path)
     finally:
         moved.unlink(missing_ok=True)
-
-
-def _boot() -> str:
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _namespace() -> str:
-    try:
-        return str(_PID_NAMESPACE.readlink())
-    except OSError:
-        return ""
-
-
-def _process_start(pid: int) -> str:
-    """Clock ticks from boot to a process's start; "dead", or "alive" where there is no /proc."""
-    if not Path("/proc/self/stat").exists():
-        return "alive" if is_alive(pid) else "dead"
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return "dead"
-    return "dead" if stat[0] in "ZX" else stat[19]

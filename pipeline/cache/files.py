@@ -11,6 +11,7 @@ import shutil
 import socket
 from pathlib import Path
 
+from interkd.pipeline.cache.processes import is_alive
 from interkd.pipeline.files import sync_folder
 
 _TEMPORARY = re.compile(
@@ -73,17 +74,6 @@ def remove_leftovers(folder: Path) -> list[str]:
 
 def _runs(pid: int, run: str) -> bool:
     return run == _run_token() if pid == os.getpid() else is_alive(pid)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this host has that id."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def publish_file(target: Path, content: bytes, *, replace: bool) -> bool:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +20,7 @@ from interkd.pipeline.cache.index import StoreIndex, read_index
 from interkd.pipeline.cache.metadata import StoreMetadata, read_metadata
 from interkd.pipeline.cache.part import Part
 from interkd.pipeline.cache.part_io import read_part
+from interkd.pipeline.cache.part_memory import PartMemory
 from interkd.pipeline.cache.versions import layout_of
 
 MEMORY_GB = 8.0
@@ -48,9 +47,6 @@ class TeacherStore:
     A part is read, checked and decompressed when its first utterance is asked for, and stays in
     memory as its columns, two to three times its bytes on disk, as long as all that is held stays
     within `memory_gb`; then the part that was used least recently goes.
-
-    Attributes:
-        held_bytes: Of the columns in memory.
     """
 
     def __init__(
@@ -62,9 +58,7 @@ class TeacherStore:
         self.memory_gb = memory_gb
         self._positions = {utt_id: i for i, utt_id in enumerate(index.utt_ids)}
         self._layout = layout_of(metadata.fingerprint)
-        self._parts: OrderedDict[int, Future[Part]] = OrderedDict()
-        self.held_bytes = 0
-        self._lock = threading.Lock()
+        self._memory = PartMemory(self.read_part, budget_bytes=memory_gb * 1e9)
 
     @classmethod
     def open(cls, path: Path | str, *, memory_gb: float = MEMORY_GB) -> TeacherStore:
@@ -99,6 +93,11 @@ class TeacherStore:
 
     def __reduce__(self) -> tuple[Callable[..., TeacherStore], tuple[Path, float]]:
         return _open_again, (self.path, self.memory_gb)  # a spawned worker opens it anew
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the columns in memory."""
+        return self._memory.held_bytes
 
     @property
     def digest(self) -> str:
@@ -236,7 +235,7 @@ class TeacherStore:
     def load(self) -> None:
         """Reads and checks every part now, several at once; those that fit stay in memory."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(self._part, range(self.part_count)):
+            for _ in pool.map(self._memory.get, range(self.part_count)):
                 pass
 
     def read_part(self, index: int) -> Part:
@@ -256,38 +255,9 @@ class TeacherStore:
             raise StoreError(f"{self.path} has no utterance '{utt_id}'")
         return self._positions[utt_id]
 
-    def _part(self, index: int) -> Part:
-        with self._lock:
-            future = self._parts.get(index)
-            is_mine = future is None
-            if future is None:
-                future = self._parts[index] = Future()
-            self._parts.move_to_end(index)
-        if is_mine:
-            self._read_into(future, index)
-        return future.result()
-
-    def _read_into(self, future: Future[Part], index: int) -> None:
-        """Reads a part for everyone who waits for it; a failure is not kept."""
-        try:
-            part = self.read_part(index)
-        except BaseException as error:
-            with self._lock:
-                del self._parts[index]
-            future.set_exception(error)
-            return
-        future.set_result(part)
-        with self._lock:
-            self.held_bytes += part.nbytes
-            for oldest in list(self._parts):
-                if self.held_bytes <= self.memory_gb * 1e9 or oldest == index:
-                    break
-                if self._parts[oldest].done():
-                    self.held_bytes -= self._parts.pop(oldest).result().nbytes
-
     def _locate(self, utt_id: str) -> tuple[Part, int]:
         position = self._position(utt_id)
-        return self._part(int(self.index.parts[position])), int(self.index.rows[position])
+        return self._memory.get(int(self.index.parts[position])), int(self.index.rows[position])
 
 
 def _open_again(path: Path, memory_gb: float) -> TeacherStore:

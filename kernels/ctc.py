@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from interkd.kernels.backends import (
-    LossAndGradient,
-    check_column,
-    check_logits,
-    differentiable_loss,
-    load_kernel,
-    refuse_any,
-    resolve_backend,
-)
-from interkd.kernels.errors import ShapeError
+from interkd.kernels.ctc_distill import ctc_distill_loss
 
 
 def ctc_loss(
@@ -25,6 +15,7 @@ def ctc_loss(
     *,
     blank_index: int = 0,
     backend: str = "auto",
+    check_values: bool = True,
 ) -> Tensor:
     """Negative log-probability of each transcript, summed over its alignments, in nats.
 
@@ -39,7 +30,8 @@ def ctc_loss(
         frame_lengths: int64 `(B,)`, each at most T.
         target_lengths: int64 `(B,)`, each at most U.
         blank_index: Index of the blank.
-        backend: `auto` (numba on a CPU, torch elsewhere), `reference`, `numba` or `torch`.
+        backend: See `ctc_distill_loss`.
+        check_values: See `ctc_distill_loss`.
 
     Returns:
         float32 `(B,)`: `inf` (with an exactly zero gradient) for an utterance without any
@@ -53,41 +45,12 @@ def ctc_loss(
 
     Source: Graves et al. 2006, section 4; docs/maths.md sections 1 and 5.
     """
-    check_logits(logits)
-    name = resolve_backend(backend, logits.device)
-    _check_targets(logits, targets, frame_lengths, target_lengths, blank_index)
-    kernel = load_kernel(name, "ctc", "ctc_loss_and_gradient")
-
-    def compute(detached: Tensor) -> LossAndGradient:
-        loss, gradient = kernel(detached, targets, frame_lengths, target_lengths, blank_index)
-        return loss, gradient
-
-    return differentiable_loss(logits, compute)
-
-
-def _check_targets(
-    logits: Tensor,
-    targets: Tensor,
-    frame_lengths: Tensor,
-    target_lengths: Tensor,
-    blank_index: int,
-) -> None:
-    batch, frames, vocab_size = logits.shape
-    check_column("targets", targets, (batch, None), torch.int64, logits)
-    check_column("frame_lengths", frame_lengths, (batch,), torch.int64, logits)
-    check_column("target_lengths", target_lengths, (batch,), torch.int64, logits)
-    if not 0 <= blank_index < vocab_size:
-        raise ShapeError("blank_index", expected=f"in [0, {vocab_size})", got=blank_index)
-    width = targets.shape[1]
-    inside = torch.arange(width, device=targets.device) < target_lengths[:, None]
-    refuse_any(
-        {
-            f"frame_lengths outside [0, {frames}], the logits' frames": (frame_lengths < 0)
-            | (frame_lengths > frames),
-            f"target_lengths outside [0, {width}], the targets' width": (target_lengths < 0)
-            | (target_lengths > width),
-            f"a target outside [0, {vocab_size}), the logits' tokens": inside
-            & ((targets < 0) | (targets >= vocab_size)),
-            f"a target equal to the blank ({blank_index})": inside & (targets == blank_index),
-        }
-    )
+    return ctc_distill_loss(
+        (logits,),
+        targets,
+        frame_lengths,
+        target_lengths,
+        blank_index=blank_index,
+        backend=backend,
+        check_values=check_values,
+    ).total

@@ -6,13 +6,15 @@ one imports, touch the importing files too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
 
 import numba
 import numpy as np
 import torch
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -37,4 +39,29 @@ def float32_logits(logits: Tensor) -> NDArray[np.float32]:
         peak = logits.amax(-1, keepdim=True)
         logits = logits - torch.where(peak.isfinite(), peak, 0.0)
     values: NDArray[np.float32] = logits.to(torch.float32).contiguous().numpy()
+    return values
+
+
+def addresses(arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
+    """Where C-contiguous arrays lie, so that one kernel takes any number of them.
+
+    A tuple of arrays would compile a kernel anew for each length.
+    """
+    return np.array([array.ctypes.data for array in arrays], np.int64)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(typing: Any, address: Any) -> Any:
+    pointer = types.CPointer(types.float32)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(types.int64), generate
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def array_at(address: int, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """The float32 array of a shape at an address, inside a kernel."""
+    values: NDArray[np.float32] = numba.carray(_pointer(address), shape)
     return values

@@ -24,24 +24,25 @@ def _add_logs(a: float, b: float) -> float:
 
 
 @njit(error_model="numpy", cache=True)
-def log_lattice(
-    logits: Float32, labels: Int64, frames: int, blank: int, gradient: Float32
-) -> float:
-    """Loss of one utterance, its gradient in `gradient`: logarithms in float64 throughout."""
+def log_lattice(logits: Float32, labels: Int64, blank: int, occupancy: Float32) -> float:
+    """Loss of one utterance, logits `(T, V)`; all in float64 logarithms.
+
+    `occupancy` is that of `scaled_lattice`.
+    """
+    frames = logits.shape[0]
     count = 2 * labels.shape[0] + 1
     states = np.full(count, blank, np.int64)
     states[1::2] = labels
     emitted = np.empty((frames, count), np.float64)
-    log_totals = np.empty(frames, np.float64)
     for t in range(frames):
         peak = np.float64(row_max(logits[t]))
         total = 0.0
         for v in range(logits.shape[1]):
             total += math.exp(np.float64(logits[t, v]) - peak)
-        # Kept apart from the peak, which would swallow it where logits are huge.
-        log_totals[t] = math.log(total)
+        log_total = math.log(total)
         for s in range(count):
-            emitted[t, s] = (np.float64(logits[t, states[s]]) - peak) - log_totals[t]
+            # The peak would swallow the total's logarithm where logits are huge.
+            emitted[t, s] = (np.float64(logits[t, states[s]]) - peak) - log_total
 
     alpha = np.full((frames, count), -np.inf)
     alpha[0, :2] = emitted[0, :2]
@@ -57,7 +58,7 @@ def log_lattice(
     if count > 1:
         log_likelihood = _add_logs(log_likelihood, alpha[frames - 1, count - 2])
     if log_likelihood == -np.inf:
-        gradient[:frames] = 0.0
+        occupancy[:] = 0.0
         return np.inf
 
     beta = np.full(count, -np.inf)
@@ -65,16 +66,16 @@ def log_lattice(
     beta[count - 1] = 0.0
     if count > 1:
         beta[count - 2] = 0.0
-    row = np.empty(logits.shape[1], np.float64)
     for t in range(frames - 1, -1, -1):
-        peak = np.float64(row_max(logits[t]))
-        for v in range(row.shape[0]):
-            row[v] = math.exp((np.float64(logits[t, v]) - peak) - log_totals[t])
+        in_blank = 0.0
         for s in range(count):
-            row[states[s]] -= math.exp(alpha[t, s] + beta[s] - log_likelihood)
+            share = math.exp(alpha[t, s] + beta[s] - log_likelihood)
+            if s % 2:
+                occupancy[t, s // 2] = share
+            else:
+                in_blank += share
             onward[s] = beta[s] + emitted[t, s]
-        for v in range(row.shape[0]):
-            gradient[t, v] = row[v]
+        occupancy[t, count // 2] = in_blank
         for s in range(count):
             value = _add_logs(onward[s], onward[s + 1])
             if s % 2 == 1 and s + 2 < count and states[s] != states[s + 2]:

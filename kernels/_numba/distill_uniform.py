@@ -9,18 +9,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from interkd.kernels._numba.softmax import FAST, exp_row, row_max, scale_row
+from interkd.kernels._numba.distill import soften, teacher_probs
+from interkd.kernels._numba.softmax import FAST, exp_row, scale_row, sum_row
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
-
-
-@njit(error_model="numpy", cache=True)
-def tail_mass(log_probs: Float32) -> float:
-    kept = 0.0
-    for j in range(log_probs.shape[0]):
-        kept += math.exp(np.float64(log_probs[j]))
-    return max(0.0, 1.0 - kept)
 
 
 @njit(error_model="numpy", cache=True, fastmath=FAST)
@@ -44,93 +38,94 @@ def _squared_errors(q: Float32, each: np.float32) -> tuple[float, float]:
     return errors, weighted
 
 
-@njit(error_model="numpy", cache=True, fastmath=FAST)
-def _uniform_slopes(
-    q: Float32, each: np.float32, weighted: np.float32, factor: np.float32, squared: bool
-) -> None:
-    """The gradient of tokens that share the tail, over q in place."""
-    if squared:
-        for v in range(q.shape[0]):
-            q[v] = factor * q[v] * ((q[v] - each) - weighted)
-    else:
-        for v in range(q.shape[0]):
-            q[v] = factor * (q[v] - each)
-
-
 @njit(error_model="numpy", cache=True)
 def uniform_frame(
     row: Float32,
+    exponentials: Float32,
+    peak: np.float32,
     tokens: Int32,
     log_probs: Float32,
     squared: bool,
     temperature: float,
-    out: Float32,
+    scratch: Float64,
+    slopes: Float32,
+    frame: Float32,
 ) -> float:
-    """Frame whose classes are all V tokens, the teacher's tail mass spread evenly."""
+    """Divergence of a frame whose classes are all V tokens; overwrites `exponentials`.
+
+    Args:
+        row: Logits, `(V,)`.
+        exponentials: `exp(row - peak)`, `(V,)`.
+        peak: Largest logit.
+        tokens: Kept by the teacher, `(K,)`.
+        log_probs: The teacher's, `(K,)`.
+        squared: `l2` instead of `kl`.
+        temperature: Above 0.
+        scratch: `(4, C)` with C above K.
+        slopes: Gradient on each kept token's logit, to fill, `(K,)`.
+        frame: Shift, factor, `each` and `weighted`, to fill. With `q = factor * exp((z - shift) /
+            temperature)` the gradient on any other logit z is `(q - each) / temperature`, for l2
+            `2 q (q - each - weighted) / temperature`.
+    """
     kept = tokens.shape[0]
     rest = row.shape[0] - kept
-    mass = tail_mass(log_probs) if rest > 0 else 0.0
-    log_each = math.log(mass / rest) / temperature if mass > 0 else -np.inf
-    teacher = np.empty(kept, np.float64)
-    student = np.empty(kept, np.float64)
-    highest = log_each
+    log_p, log_q = scratch[0, : kept + 1], scratch[1, :kept]
+    p, q = scratch[2, : kept + 1], scratch[3, :kept]
+    mass = teacher_probs(log_probs, p)
     for j in range(kept):
-        teacher[j] = log_probs[j] / temperature
-        highest = max(highest, teacher[j])
-    if highest == -np.inf:
-        out[:] = 0.0
+        log_p[j] = log_probs[j]
+        slopes[j] = 0.0
+    log_p[kept] = math.log(mass / rest) if rest > 0 and mass > 0 else -np.inf
+    frame[:] = 0.0
+    frame[0] = peak
+    if log_p.max() == -np.inf:
+        frame[2] = np.nan  # compares nothing
         return 0.0
-    total = rest * math.exp(log_each - highest)
+    # The last of the classes is `rest` alike: its score stands for them all while it is softened.
+    log_p[kept] += math.log(rest) * temperature if rest > 0 else 0.0
+    log_total = soften(log_p, p, temperature)
+    each = p[kept] / rest if rest > 0 else 0.0
+    log_each = log_p[kept] - log_total - (math.log(rest) if rest > 0 else 0.0)
     for j in range(kept):
-        total += math.exp(teacher[j] - highest)
-    normaliser = highest + math.log(total)
-    log_each -= normaliser
-    each = math.exp(log_each)
+        log_p[j] -= log_total
 
     scale = np.float32(1.0 / temperature)
-    peak = row_max(row)
-    total = exp_row(row, peak, scale, out)
+    if temperature != 1.0:
+        exp_row(row, peak, scale, exponentials)
+    total = sum_row(exponentials)
     log_total = math.log(total)
-    scale_row(out, np.float32(1.0 / total))
     for j in range(kept):
-        teacher[j] -= normaliser
-        student[j] = (np.float64(row[tokens[j]]) - np.float64(peak)) / temperature - log_total
+        log_q[j] = (np.float64(row[tokens[j]]) - np.float64(peak)) / temperature - log_total
+        q[j] = exponentials[tokens[j]] / total
 
     loss = 0.0
     weighted = 0.0
     if squared:
+        scale_row(exponentials, np.float32(1.0 / total))
         for j in range(kept):
-            out[tokens[j]] = each  # no error of its own in the sums below
-        loss, weighted = _squared_errors(out, np.float32(each))
+            exponentials[tokens[j]] = each  # no error of its own in the sums below
+        loss, weighted = _squared_errors(exponentials, np.float32(each))
         for j in range(kept):
-            p, q = math.exp(teacher[j]), math.exp(student[j])
-            loss += (p - q) ** 2
-            weighted += q * (q - p)
+            loss += (p[j] - q[j]) ** 2
+            weighted += q[j] * (q[j] - p[j])
     else:
         for j in range(kept):
-            p = math.exp(teacher[j])
-            if p > 0:
-                loss += p * (teacher[j] - student[j])
+            if p[j] > 0:
+                loss += p[j] * (log_p[j] - log_q[j])
         if each > 0:
             tail = _sum_scaled(row, peak, scale)
             for j in range(kept):
-                tail -= student[j] + log_total
+                tail -= log_q[j] + log_total
             if not math.isfinite(tail):
                 tail = _tail_sum(row, tokens, peak, temperature)
             loss += each * (rest * (log_each + log_total) - tail)
 
-    factor = 1.0 / temperature
-    _uniform_slopes(
-        out,
-        np.float32(each),
-        np.float32(weighted),
-        np.float32(2.0 * factor if squared else factor),
-        squared,
-    )
+    frame[1] = 1.0 / total
+    frame[2] = each
+    frame[3] = weighted
     for j in range(kept):
-        p, q = math.exp(teacher[j]), math.exp(student[j])
-        slope = 2.0 * q * ((q - p) - weighted) if squared else q - p
-        out[tokens[j]] = slope * factor
+        slope = 2.0 * q[j] * ((q[j] - p[j]) - weighted) if squared else q[j] - p[j]
+        slopes[j] = slope / temperature
     return loss
 
 

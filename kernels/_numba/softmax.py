@@ -82,3 +82,43 @@ def scale_row(row: NDArray[np.float32], factor: np.float32) -> None:
     """Multiplies a row by a factor, in place."""
     for v in range(row.shape[0]):
         row[v] *= factor
+
+
+@njit(error_model="numpy", cache=True, fastmath=FAST)
+def scaled_exp_row(
+    row: NDArray[np.float32], peak: np.float32, factor: np.float32, out: NDArray[np.float32]
+) -> None:
+    """Writes `factor * exp(row - peak)` to `out`."""
+    for v in range(row.shape[0]):
+        out[v] = exp_float32(row[v] - peak) * factor
+
+
+@njit(error_model="numpy", cache=True, fastmath=FAST)
+def add_exp_row(
+    row: NDArray[np.float32], peak: np.float32, factor: np.float32, out: NDArray[np.float32]
+) -> None:
+    """Adds `factor * exp(row - peak)` to `out`, where that is at most `factor`."""
+    for v in range(row.shape[0]):
+        x = row[v] - peak
+        out[v] += exp_float32(x if x < 0 else np.float32(0.0)) * factor
+
+
+@njit(error_model="numpy", cache=True, fastmath=FAST)
+def add_uniform_slopes(
+    row: NDArray[np.float32],
+    shift: np.float32,
+    scale: np.float32,
+    each: np.float32,
+    weighted: np.float32,
+    temperature: float,
+    factor: np.float32,
+    squared: bool,
+    out: NDArray[np.float32],
+) -> None:
+    """Adds `factor` times the gradient that `uniform_frame` describes to `out`."""
+    inverse = np.float32(1.0 / temperature)
+    outer = factor * inverse * np.float32(2.0 if squared else 1.0)
+    for v in range(row.shape[0]):
+        q = exp_float32((row[v] - shift) * inverse) * scale
+        error = q - each
+        out[v] += outer * q * (error - weighted) if squared else outer * error

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from interkd.kernels.ctc import ctc_loss
-from interkd.kernels.distill import sparse_divergence
-from interkd.kernels.selection import FrameSelection, select_frames
+from interkd.kernels.ctc_distill import ctc_distill_loss
+from interkd.kernels.selection import FrameSelection
 from interkd.kernels.sparse import SparsePosteriors
 from interkd.pipeline.students.model import StudentOutput
 from interkd.pipeline.training.recipes import RECIPES, ObjectiveConfig, head_weights
@@ -40,14 +38,22 @@ class Objective:
         config: The recipe and its departures.
         head_names: Heads of the student, the final one last.
         blank_index: Index of the blank.
+        check_values: See `ctc_distill_loss`: False where the batches were checked before they
+            went to a GPU.
 
     Source: docs/maths.md; each recipe's own in `recipes.RECIPES`.
     """
 
     def __init__(
-        self, config: ObjectiveConfig, head_names: Sequence[str], blank_index: int
+        self,
+        config: ObjectiveConfig,
+        head_names: Sequence[str],
+        blank_index: int,
+        *,
+        check_values: bool = True,
     ) -> None:
         self.config = config
+        self.check_values = check_values
         self.weights = head_weights(config, len(head_names) - 1)
         self.divergence = config.divergence or RECIPES[config.recipe].divergence
         self.selection = FrameSelection.parse(config.frames)
@@ -88,77 +94,35 @@ class Objective:
                 None when no head distils.
             compared_lengths: Frames on which student and teacher are compared, int64 `(B,)`.
         """
-        ctc, impossible = self._ctc(output, targets, target_lengths)
-        distill = self._distill(output, teacher, compared_lengths)
+        losses = ctc_distill_loss(
+            output.logits,
+            targets,
+            output.frame_lengths,
+            target_lengths,
+            teacher,
+            ctc_weights=[weights.ctc for weights in self.weights],
+            distill_weights=[weights.distill if teacher else 0.0 for weights in self.weights],
+            compared_lengths=compared_lengths,
+            selection=self.selection,
+            divergence=self.divergence,
+            tail=self.config.tail,
+            temperature=self.config.temperature,
+            blank_index=self.blank_index,
+            zero_infinity=True,
+            check_values=self.check_values,
+        )
         scale = self._scale(output.frame_lengths, target_lengths)
-        ctc, distill = ctc.sum(1) * scale, distill.sum(1) * scale
-        weights = torch.tensor([[w.ctc, w.distill] for w in self.weights], device=ctc.device)
-        return LossTerms(
-            total=(weights * torch.stack([ctc, distill], 1)).sum(),
-            ctc=ctc.detach(),
-            distill=distill.detach(),
-            impossible=impossible,
-        )
-
-    def _ctc(
-        self, output: StudentOutput, targets: Tensor, target_lengths: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """CTC loss `(H, B)`, 0 where a head has none, and the utterances without an alignment."""
-        heads = [index for index, weight in enumerate(self.weights) if weight.ctc]
-        losses = self._each_head(
-            heads,
-            output,
-            lambda logits: ctc_loss(
-                logits,
-                targets.repeat(len(heads), 1),
-                output.frame_lengths.repeat(len(heads)),
-                target_lengths.repeat(len(heads)),
-                blank_index=self.blank_index,
-            ),
-        )
         # NaN is no missing alignment: it stays, for the loop to stop on.
-        impossible = losses.isposinf()
-        return losses.masked_fill(impossible, 0.0), impossible.any(0).sum()
-
-    def _distill(
-        self,
-        output: StudentOutput,
-        teacher: SparsePosteriors | None,
-        compared_lengths: Tensor | None,
-    ) -> Tensor:
-        """Divergence `(H, B)` in nats or squared probability, 0 where a head has none."""
-        heads = [index for index, weight in enumerate(self.weights) if weight.distill]
-        if teacher is None or compared_lengths is None:
-            return output.logits[-1].new_zeros(len(self.weights), len(output.frame_lengths)).float()
-        selected = select_frames(teacher, self.selection)
-        return self._each_head(
-            heads,
-            output,
-            lambda logits: sparse_divergence(
-                logits,
-                teacher.repeated(len(heads)),
-                compared_lengths.repeat(len(heads)),
-                divergence=self.divergence,
-                tail=self.config.tail,
-                selected=selected.repeat(len(heads)),
-                temperature=self.config.temperature,
-            ),
+        ctc = losses.ctc.masked_fill(losses.ctc.isposinf(), 0.0)
+        return LossTerms(
+            total=losses.total.sum() * scale,
+            ctc=ctc.sum(1) * scale,
+            distill=losses.distill.sum(1) * scale,
+            impossible=losses.impossible,
         )
 
-    def _each_head(
-        self, heads: Sequence[int], output: StudentOutput, kernel: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """Runs a kernel on some heads as one batch: a launch for all instead of one for each."""
-        batch = len(output.frame_lengths)
-        losses = torch.zeros(len(self.weights), batch, device=output.logits[-1].device)
-        if not heads:
-            return losses
-        logits = torch.stack([output.logits[index] for index in heads])
-        values = kernel(logits.flatten(0, 1)).reshape(len(heads), batch)
-        return losses.index_copy(0, torch.tensor(heads, device=losses.device), values)
-
-    def _scale(self, frame_lengths: Tensor, target_lengths: Tensor) -> Tensor:
+    def _scale(self, frame_lengths: Tensor, target_lengths: Tensor) -> Tensor | float:
         if self.config.normalisation == "utterance":
-            return 1.0 / torch.tensor(float(len(frame_lengths)), device=frame_lengths.device)
+            return 1.0 / len(frame_lengths)
         lengths = frame_lengths if self.config.normalisation == "frame" else target_lengths
         return 1.0 / lengths.sum().clamp(min=1)

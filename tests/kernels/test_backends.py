@@ -8,12 +8,17 @@ import sys
 import pytest
 import torch
 
+from interkd.kernels import backends
 from interkd.kernels.backends import resolve_backend
 from interkd.kernels.errors import BackendError
 
 
-def test_auto_is_numba_on_a_cpu_and_torch_elsewhere() -> None:
+def test_auto_is_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_backend("auto", torch.device("cpu")) == "numba"
+    assert resolve_backend("auto", torch.device("mps")) == "torch"
+    monkeypatch.setattr(backends, "find_spec", lambda _: True)
+    assert resolve_backend("auto", torch.device("cuda")) == "triton"
+    monkeypatch.setattr(backends, "find_spec", lambda _: None)
     assert resolve_backend("auto", torch.device("cuda")) == "torch"
     assert resolve_backend("reference", torch.device("cuda")) == "reference"
 
@@ -21,8 +26,18 @@ def test_auto_is_numba_on_a_cpu_and_torch_elsewhere() -> None:
 def test_what_cannot_run_is_refused() -> None:
     with pytest.raises(BackendError, match="expected logits on cpu, got cuda"):
         resolve_backend("numba", torch.device("cuda"))
-    with pytest.raises(BackendError, match=r"auto \| reference \| numba \| torch, got 'fast'"):
+    with pytest.raises(BackendError, match=r"auto \| reference \| .* \| triton, got 'fast'"):
         resolve_backend("fast", torch.device("cpu"))
+
+
+def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "find_spec", lambda _: True)
+    with pytest.raises(BackendError, match="expected logits on cuda, got cpu"):
+        resolve_backend("triton", torch.device("cpu"))
+    monkeypatch.setattr(backends, "find_spec", lambda _: None)
+    with pytest.raises(BackendError, match="expected the package triton, got none"):
+        resolve_backend("triton", torch.device("cuda"))
 
 
 def test_importing_the_kernels_does_not_import_numba() -> None:

@@ -1,0 +1,19 @@
+"""The fused loss in float64, plain: the two halves, one after the other."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from interkd.kernels.composed import composed_gradients, composed_losses
+from interkd.kernels.problem import Problem
+from interkd.kernels.reference.ctc import ctc_loss_and_gradient
+from interkd.kernels.reference.distill import divergence_and_gradient
+
+gradients = composed_gradients
+
+
+def losses(
+    logits: tuple[Tensor, ...], problem: Problem, with_gradient: bool
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Losses `(H, B)` of both kinds; their gradients come with them, asked for or not."""
+    return composed_losses(ctc_loss_and_gradient, divergence_and_gradient, logits, problem)

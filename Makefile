@@ -18,7 +18,7 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/bench_ctc.py
+	$(BIN)/python benchmarks/bench_ctc_distill.py
 
 install: $(VENV)/.installed
 

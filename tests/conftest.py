@@ -21,6 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device for device-free tests: cpu or cuda")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Read when the kernels are imported: on a CPU Triton's run in its interpreter.
+    if str(config.getoption("--device")) == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))

@@ -18,6 +18,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+from interkd.kernels.precision import shifted_float32
+
 # numba's fallback thread pool ends the process when two Python threads enter it at once.
 _POOL = Lock()
 
@@ -30,15 +32,8 @@ def launch(kernel: Callable[..., Any], *arguments: Any) -> None:
 
 
 def float32_logits(logits: Tensor) -> NDArray[np.float32]:
-    """Logits as the kernels read them: float32, contiguous.
-
-    Float64 logits are shifted by their frame's maximum first (softmax does not see it), so that
-    the cast loses no more than a relative 6e-8 of each distance to that maximum.
-    """
-    if logits.dtype == torch.float64 and logits.numel():
-        peak = logits.amax(-1, keepdim=True)
-        logits = logits - torch.where(peak.isfinite(), peak, 0.0)
-    values: NDArray[np.float32] = logits.to(torch.float32).contiguous().numpy()
+    """Logits as the kernels read them: float32, contiguous."""
+    values: NDArray[np.float32] = shifted_float32(logits).contiguous().numpy()
     return values
 
 

@@ -28,6 +28,7 @@ from interkd.kernels._numba.softmax import (
     row_max,
     scaled_exp_row,
 )
+from interkd.kernels._numba.teacher import BUCKET, RENORMALISE, UNIFORM, soften_teacher
 from interkd.kernels.problem import Distillation, Problem, Transcripts
 
 Float32 = NDArray[np.float32]
@@ -57,6 +58,7 @@ def losses(
         (batch, frames, vocab_size),
         _transcripts(problem.transcripts, batch, heads),
         _distillation(problem.distillation, batch, heads),
+        _teacher(problem.distillation, vocab_size),
         loss.numpy(),
         tuple(column.numpy() for column in state),
     )
@@ -119,25 +121,24 @@ def _transcripts(half: Transcripts | None, batch: int, heads: int) -> tuple[obje
 
 def _distillation(kd: Distillation | None, batch: int, heads: int) -> tuple[object, ...]:
     if kd is None:
-        offsets, bare = np.zeros(batch + 1, np.int64), np.zeros(0, np.float32)
+        offsets = np.zeros(batch + 1, np.int64)
         return (
-            *(_asked((), heads), offsets[:-1], offsets, offsets, bare.astype(np.int32), bare),
+            *(_asked((), heads), offsets[:-1], offsets, offsets, np.zeros(0, np.int32)),
             *(np.zeros(0, np.bool_), False, False, False, 1.0, 0),
         )
-    counts = kd.teacher.entry_offsets.diff()
+    offsets = kd.teacher.entry_offsets.contiguous().numpy()
     return (
         _asked(kd.heads, heads),
         kd.compared_lengths.contiguous().numpy(),
         kd.teacher.frame_offsets.contiguous().numpy(),
-        kd.teacher.entry_offsets.contiguous().numpy(),
+        offsets,
         kd.teacher.tokens.contiguous().numpy(),
-        kd.teacher.log_probs.contiguous().numpy(),
         np.zeros(0, np.bool_) if kd.selected is None else kd.selected.contiguous().numpy(),
         kd.divergence == "l2",
         kd.tail == "uniform",
         kd.tail == "bucket",
         kd.temperature,
-        int(counts.max()) if len(counts) else 0,
+        int((offsets[1:] - offsets[:-1]).max(initial=0)),
     )
 
 
@@ -145,12 +146,33 @@ def _distillation(kd: Distillation | None, batch: int, heads: int) -> tuple[obje
 # the assignments to slices within them, and gets those wrong here.
 
 
+def _teacher(kd: Distillation | None, vocab_size: int) -> tuple[Float64, Float64]:
+    """The teacher's class probabilities, for all heads; see `soften_teacher`."""
+    if kd is None:
+        return np.empty((2, 0)), np.empty((2, 0))
+    offsets = kd.teacher.entry_offsets.contiguous().numpy()
+    probs = np.empty((2, len(kd.teacher.tokens)))
+    rests = np.empty((2, len(offsets) - 1))
+    launch(
+        soften_teacher,
+        offsets,
+        kd.teacher.log_probs.contiguous().numpy(),
+        vocab_size,
+        {"bucket": BUCKET, "uniform": UNIFORM, "renormalise": RENORMALISE}[kd.tail],
+        kd.temperature,
+        probs,
+        rests,
+    )
+    return probs, rests
+
+
 @njit(error_model="numpy", cache=True, nogil=True, parallel=True)
-def _losses(logits_at, shape, transcripts, distillation, losses, state):  # type: ignore[no-untyped-def]
+def _losses(logits_at, shape, transcripts, distillation, teacher, losses, state):  # type: ignore[no-untyped-def]
     batch = shape[0]
     for i in prange(logits_at.shape[0] * batch):
         logits = array_at(logits_at[i // batch], shape)
-        _utterance(logits, i // batch, i % batch, transcripts, distillation, losses, state)
+        half, kd = transcripts, distillation
+        _utterance(logits, i // batch, i % batch, half, kd, teacher, losses, state)
 
 
 @njit(error_model="numpy", cache=True, nogil=True, parallel=True)
@@ -163,11 +185,12 @@ def _gradients(logits_at, out_at, shape, transcripts, distillation, scales, stat
 
 
 @njit(error_model="numpy", cache=True)
-def _utterance(logits, h, b, transcripts, distillation, losses, state):  # type: ignore[no-untyped-def]
+def _utterance(logits, h, b, transcripts, distillation, teacher, losses, state):  # type: ignore[no-untyped-def]
     """Both losses of one head's utterance, and its part of the state."""
     ctc_asked, targets, frame_lengths, target_lengths, blank = transcripts
-    kd_asked, compared, frame_offsets, entry_offsets, tokens, log_probs = distillation[:6]
-    selected, squared, uniform, bucket, temperature, most = distillation[6:]
+    kd_asked, compared, frame_offsets, entry_offsets, tokens = distillation[:5]
+    selected, squared, uniform, bucket, temperature, most = distillation[5:]
+    probs, rests = teacher
     normalisers, occupancies, kd_frames, slopes = state
     labels = targets[b, : target_lengths[b]]
     count = labels.shape[0]
@@ -176,7 +199,7 @@ def _utterance(logits, h, b, transcripts, distillation, losses, state):  # type:
     blank_probs = np.empty(ctc_frames, np.float32)
     label_probs = np.empty((ctc_frames, count), np.float32)
     exponentials = np.empty(logits.shape[2], np.float32)
-    scratch = np.empty((4, most + 1), np.float64)
+    scratch = np.empty((2, most + 1), np.float64)
     divergence = 0.0
     for t in range(max(ctc_frames, kd_length)):
         n = frame_offsets[b] + t
@@ -196,15 +219,16 @@ def _utterance(logits, h, b, transcripts, distillation, losses, state):  # type:
                 label_probs[t, k] = exponentials[labels[k]] * scale
         if compare:
             first, end = entry_offsets[n], entry_offsets[n + 1]
-            teacher = tokens[first:end], log_probs[first:end]
-            kept = slopes[h, first:end], kd_frames[h, b, t]
+            rest = rests[0, n], rests[1, n]
             if uniform:
                 divergence += uniform_frame(
-                    row, exponentials, peak, *teacher, squared, temperature, scratch, *kept
+                    *(row, exponentials, peak, tokens, first, end, probs, *rest),
+                    *(squared, temperature, slopes[h], kd_frames[h, b, t]),
                 )
             else:
                 divergence += class_frame(
-                    row, exponentials, peak, *teacher, squared, bucket, temperature, scratch, *kept
+                    *(row, exponentials, peak, tokens, first, end, probs, *rest),
+                    *(squared, bucket, temperature, scratch, slopes[h], kd_frames[h, b, t]),
                 )
     losses[1, h, b] = divergence
     if not ctc_asked[h]:
@@ -225,8 +249,8 @@ def _utterance(logits, h, b, transcripts, distillation, losses, state):  # type:
 def _gradient(logits, h, b, transcripts, distillation, scales, state, out):  # type: ignore[no-untyped-def]
     """The gradient of one head's utterance, `(T, V)`."""
     ctc_asked, targets, frame_lengths, target_lengths, blank = transcripts
-    kd_asked, compared, frame_offsets, entry_offsets, tokens, _ = distillation[:6]
-    selected, squared, uniform, _, temperature, _ = distillation[6:]
+    kd_asked, compared, frame_offsets, entry_offsets, tokens = distillation[:5]
+    selected, squared, uniform, _, temperature, _ = distillation[5:]
     normalisers, occupancies, kd_frames, slopes = state
     ctc_scale, kd_scale = scales[0, h, b], scales[1, h, b]
     ctc_length = frame_lengths[b] if ctc_asked[h] and ctc_scale != 0 else 0

@@ -9,7 +9,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from interkd.kernels._numba.distill import soften, teacher_probs
 from interkd.kernels._numba.softmax import FAST, exp_row, scale_row, sum_row
 
 Float32 = NDArray[np.float32]
@@ -44,88 +43,83 @@ def uniform_frame(
     exponentials: Float32,
     peak: np.float32,
     tokens: Int32,
-    log_probs: Float32,
+    first: int,
+    end: int,
+    probs: Float64,
+    each: float,
+    log_each: float,
     squared: bool,
     temperature: float,
-    scratch: Float64,
     slopes: Float32,
     frame: Float32,
 ) -> float:
     """Divergence of a frame whose classes are all V tokens; overwrites `exponentials`.
 
     Args:
-        row: Logits, `(V,)`.
-        exponentials: `exp(row - peak)`, `(V,)`.
-        peak: Largest logit.
-        tokens: Kept by the teacher, `(K,)`.
-        log_probs: The teacher's, `(K,)`.
-        squared: `l2` instead of `kl`.
-        temperature: Above 0.
-        scratch: `(4, C)` with C above K.
-        slopes: Gradient on each kept token's logit, to fill, `(K,)`.
+        row: See `class_frame`; so are all others that bear its names.
+        exponentials: As there.
+        peak: As there.
+        tokens: As there.
+        first: As there.
+        end: As there.
+        probs: As there.
+        each: The teacher's probability of each token not kept.
+        log_each: Its logarithm.
+        squared: As there.
+        temperature: As there.
+        slopes: As there.
         frame: Shift, factor, `each` and `weighted`, to fill. With `q = factor * exp((z - shift) /
             temperature)` the gradient on any other logit z is `(q - each) / temperature`, for l2
             `2 q (q - each - weighted) / temperature`.
     """
-    kept = tokens.shape[0]
-    rest = row.shape[0] - kept
-    log_p, log_q = scratch[0, : kept + 1], scratch[1, :kept]
-    p, q = scratch[2, : kept + 1], scratch[3, :kept]
-    mass = teacher_probs(log_probs, p)
-    for j in range(kept):
-        log_p[j] = log_probs[j]
-        slopes[j] = 0.0
-    log_p[kept] = math.log(mass / rest) if rest > 0 and mass > 0 else -np.inf
     frame[:] = 0.0
     frame[0] = peak
-    if log_p.max() == -np.inf:
+    if each < 0:
         frame[2] = np.nan  # compares nothing
+        for j in range(first, end):
+            slopes[j] = 0.0
         return 0.0
-    # The last of the classes is `rest` alike: its score stands for them all while it is softened.
-    log_p[kept] += math.log(rest) * temperature if rest > 0 else 0.0
-    log_total = soften(log_p, p, temperature)
-    each = p[kept] / rest if rest > 0 else 0.0
-    log_each = log_p[kept] - log_total - (math.log(rest) if rest > 0 else 0.0)
-    for j in range(kept):
-        log_p[j] -= log_total
-
-    scale = np.float32(1.0 / temperature)
+    rest = row.shape[0] - (end - first)
+    inverse = 1.0 / temperature
     if temperature != 1.0:
-        exp_row(row, peak, scale, exponentials)
+        exp_row(row, peak, np.float32(inverse), exponentials)
     total = sum_row(exponentials)
     log_total = math.log(total)
-    for j in range(kept):
-        log_q[j] = (np.float64(row[tokens[j]]) - np.float64(peak)) / temperature - log_total
-        q[j] = exponentials[tokens[j]] / total
+    scale = 1.0 / total
 
     loss = 0.0
     weighted = 0.0
     if squared:
-        scale_row(exponentials, np.float32(1.0 / total))
-        for j in range(kept):
-            exponentials[tokens[j]] = each  # no error of its own in the sums below
-        loss, weighted = _squared_errors(exponentials, np.float32(each))
-        for j in range(kept):
-            loss += (p[j] - q[j]) ** 2
-            weighted += q[j] * (q[j] - p[j])
+        for j in range(first, end):
+            q = exponentials[tokens[j]] * scale
+            loss += (q - probs[0, j]) ** 2
+            weighted += q * (q - probs[0, j])
+            slopes[j] = q
+            exponentials[tokens[j]] = each * total  # no error of its own in the sums below
+        scale_row(exponentials, np.float32(scale))
+        errors, products = _squared_errors(exponentials, np.float32(each))
+        loss += errors
+        weighted += products
+        for j in range(first, end):
+            q = np.float64(slopes[j])
+            slopes[j] = 2.0 * q * ((q - probs[0, j]) - weighted) * inverse
     else:
-        for j in range(kept):
-            if p[j] > 0:
-                loss += p[j] * (log_p[j] - log_q[j])
-        if each > 0:
-            tail = _sum_scaled(row, peak, scale)
-            for j in range(kept):
-                tail -= log_q[j] + log_total
+        below = 0.0  # log-probabilities of the kept tokens, the normaliser left out
+        for j in range(first, end):
+            score = (np.float64(row[tokens[j]]) - np.float64(peak)) * inverse
+            below += score
+            p = probs[0, j]
+            if p > 0:
+                loss += p * (probs[1, j] - (score - log_total))
+            slopes[j] = (exponentials[tokens[j]] * scale - p) * inverse
+        if each > 0 and rest > 0:
+            tail = _sum_scaled(row, peak, np.float32(inverse)) - below
             if not math.isfinite(tail):
-                tail = _tail_sum(row, tokens, peak, temperature)
+                tail = _tail_sum(row, tokens[first:end], peak, temperature)
             loss += each * (rest * (log_each + log_total) - tail)
-
-    frame[1] = 1.0 / total
+    frame[1] = scale
     frame[2] = each
     frame[3] = weighted
-    for j in range(kept):
-        slope = 2.0 * q[j] * ((q[j] - p[j]) - weighted) if squared else q[j] - p[j]
-        slopes[j] = slope / temperature
     return loss
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ every_setting = pytest.mark.parametrize(("divergence", "tail", "temperature"), S
 
 
 def backends(device: torch.device) -> tuple[str, ...]:
-    return ("numba", "torch") if device.type == "cpu" else ("torch",)
+    """All but the reference: Triton runs interpreted on a CPU, where it is installed."""
+    numba = ("numba",) if device.type == "cpu" else ()
+    return (*numba, "torch", *(("triton",) if find_spec("triton") else ()))
 
 
 def sparse(

@@ -7,15 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from interkd.kernels.autograd import Losses
 from interkd.kernels.problem import Problem
+from interkd.kernels.weighting import term_scales, weighted
 
 Half = Callable[..., tuple[Tensor, Tensor]]
 
 
 def composed_losses(
     ctc: Half, divergence: Half, logits: tuple[Tensor, ...], problem: Problem
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Losses `(H, B)` of both kinds and, as state, the gradient of every term.
+) -> tuple[Losses, tuple[Tensor, ...]]:
+    """The losses and, as state behind them, the gradient of every term.
 
     Args:
         ctc: Maps logits and transcripts to loss `(B,)` and gradient `(B, T, V)`.
@@ -53,27 +55,26 @@ def composed_losses(
                 kd.temperature,
             )
             state.append(gradient.masked_fill_(losses[1, head].isinf()[:, None, None], 0))
-    return losses[0], losses[1], tuple(state)
+    result = weighted(losses[0], losses[1], problem)
+    return result, (result.ctc, result.distill, *state)
 
 
 def composed_gradients(
     logits: tuple[Tensor, ...],
     problem: Problem,
     state: tuple[Tensor, ...],
-    ctc_scales: Tensor,
-    distill_scales: Tensor,
+    upstream: Tensor,
     out: tuple[Tensor, ...],
 ) -> None:
-    """Writes the terms' gradients times their scales `(H, B)` to `out`, `(B, T, V)` a head."""
-    terms = iter(state)
+    """Writes the gradient to `out`, `(B, T, V)` a head."""
+    ctc, distill, *gradients = state
+    scales = term_scales(problem, ctc, distill, upstream)
+    terms = iter(gradients)
     sums: list[Tensor | None] = [None] * len(logits)
-    for half, scales in (
-        (problem.transcripts, ctc_scales),
-        (problem.distillation, distill_scales),
-    ):
+    for kind, half in enumerate((problem.transcripts, problem.distillation)):
         for head in half.heads if half else ():
             gradient = next(terms)
-            term = gradient * scales[head].to(gradient.dtype)[:, None, None]
+            term = gradient * scales[kind, head].to(gradient.dtype)[:, None, None]
             so_far = sums[head]
             sums[head] = term if so_far is None else so_far + term
     for total, target in zip(sums, out, strict=True):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from interkd.kernels.autograd import weighted_losses
+from interkd.kernels.autograd import Losses, differentiable_losses
 from interkd.kernels.backends import resolve_backend
 from interkd.kernels.checks import (
     check_column,
@@ -25,22 +25,6 @@ from interkd.kernels.sparse import SparsePosteriors
 
 DIVERGENCES = ("kl", "l2")
 TAILS = ("bucket", "uniform", "renormalise")
-
-
-class CtcDistillLoss(NamedTuple):
-    """What `ctc_distill_loss` returns; only `total` is differentiable.
-
-    Attributes:
-        total: Weighted sum over the heads, float32 `(B,)`.
-        ctc: Unweighted CTC loss of each head, in nats, float32 `(H, B)`; 0 where its weight is 0.
-        distill: Unweighted divergence of each head, float32 `(H, B)`; 0 where its weight is 0.
-        impossible: Utterances without any alignment for some head, int64 scalar.
-    """
-
-    total: Tensor
-    ctc: Tensor
-    distill: Tensor
-    impossible: Tensor
 
 
 def ctc_distill_loss(
@@ -61,7 +45,7 @@ def ctc_distill_loss(
     zero_infinity: bool = False,
     backend: str = "auto",
     check_values: bool = True,
-) -> CtcDistillLoss:
+) -> Losses:
     """`sum over heads of ctc_weight * CTC(y, q) + distill_weight * D(p, q)`, per utterance.
 
     `ctc_loss` and `sparse_divergence` define the two terms. Both share the softmax and one sweep
@@ -90,6 +74,10 @@ def ctc_distill_loss(
         check_values: Checks the values of lengths, targets and teacher, which on a GPU waits for
             the device. False promises that they fit: with values that do not, the result is
             undefined.
+
+    Returns:
+        `Losses`: the weighted `total` `(B,)`, which alone is differentiable, the unweighted `ctc`
+        in nats and `distill` `(H, B)`, 0 where a term's weight is 0, and `impossible` `(B,)`.
 
     Raises:
         ShapeError: If shapes, dtypes, devices, vocabularies or values do not fit.
@@ -145,15 +133,14 @@ def ctc_distill_loss(
             tail=tail,
             temperature=float(temperature),
         )
-    losses = weighted_losses(
-        logits if isinstance(logits, Tensor) else heads,
-        Problem(transcripts=transcripts, distillation=distillation),
-        backend=name,
+    problem = Problem(
+        transcripts=transcripts,
+        distillation=distillation,
         ctc_weights=ctc_weights,
         distill_weights=distill_weights,
         zero_infinity=zero_infinity,
     )
-    return CtcDistillLoss(*losses, losses.ctc.isposinf().any(0).sum())
+    return differentiable_losses(logits if isinstance(logits, Tensor) else heads, problem, name)
 
 
 def _check_settings(divergence: str, tail: str, temperature: float) -> None:

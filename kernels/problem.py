@@ -53,7 +53,18 @@ class Distillation:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Both halves; a half that no head wants is None."""
+    """Both halves, and how their losses add up. A half that no head wants is None.
+
+    Attributes:
+        transcripts: The CTC half.
+        distillation: The teacher's half.
+        ctc_weights: Of each head's CTC loss.
+        distill_weights: Of each head's divergence.
+        zero_infinity: Whether an infinite CTC loss counts 0 in the weighted sum.
+    """
 
     transcripts: Transcripts | None
     distillation: Distillation | None
+    ctc_weights: tuple[float, ...]
+    distill_weights: tuple[float, ...]
+    zero_infinity: bool

@@ -29,7 +29,9 @@ from interkd.kernels._numba.softmax import (
     scaled_exp_row,
 )
 from interkd.kernels._numba.teacher import BUCKET, RENORMALISE, UNIFORM, soften_teacher
+from interkd.kernels.autograd import Losses
 from interkd.kernels.problem import Distillation, Problem, Transcripts
+from interkd.kernels.weighting import term_scales, weighted
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -40,8 +42,8 @@ Bool = NDArray[np.bool_]
 
 def losses(
     logits: tuple[Tensor, ...], problem: Problem, with_gradient: bool
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Losses float64 `(H, B)` of both kinds, and what `gradients` needs beside the logits."""
+) -> tuple[Losses, tuple[Tensor, ...]]:
+    """The losses, and what `gradients` needs beside the logits."""
     heads, (batch, frames, vocab_size) = len(logits), logits[0].shape
     values = [float32_logits(head) for head in logits]
     width, entries = _widths(problem)
@@ -62,20 +64,21 @@ def losses(
         loss.numpy(),
         tuple(column.numpy() for column in state),
     )
-    return loss[0], loss[1], state if with_gradient else ()
+    result = weighted(loss[0], loss[1], problem)
+    return result, (result.ctc, result.distill, *state) if with_gradient else ()
 
 
 def gradients(
     logits: tuple[Tensor, ...],
     problem: Problem,
     state: tuple[Tensor, ...],
-    ctc_scales: Tensor,
-    distill_scales: Tensor,
+    upstream: Tensor,
     out: tuple[Tensor, ...],
 ) -> None:
-    """Writes the gradient, each term times its scale `(H, B)`, to `out`."""
+    """Writes the gradient to `out`."""
     heads, (batch, frames, vocab_size) = len(logits), logits[0].shape
     values = [float32_logits(head) for head in logits]
+    ctc, distill, *parts = state
     # Scaled before the cast, so that a float16 loss scale reaches float16's range.
     wide = [t if t.dtype == torch.float32 else torch.empty(t.shape) for t in out]
     launch(
@@ -85,8 +88,8 @@ def gradients(
         (batch, frames, vocab_size),
         _transcripts(problem.transcripts, batch, heads),
         _distillation(problem.distillation, batch, heads),
-        torch.stack([ctc_scales, distill_scales]).numpy(),
-        tuple(column.numpy() for column in state),
+        term_scales(problem, ctc, distill, upstream).numpy(),
+        tuple(column.numpy() for column in parts),
     )
     for target, tensor in zip(out, wide, strict=True):
         if target is not tensor:

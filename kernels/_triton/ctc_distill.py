@@ -10,24 +10,29 @@ from torch import Tensor
 
 from interkd.kernels._triton.frames import frame_gradients, frame_losses
 from interkd.kernels._triton.lattice import sweep_halves, sweep_occupancies
+from interkd.kernels._triton.prepare import combine, prepare
+from interkd.kernels.autograd import Losses
 from interkd.kernels.precision import shifted_float32
 from interkd.kernels.problem import Distillation, Problem, Transcripts
+from interkd.kernels.weighting import weights_on
 
 _TAILS = {"bucket": 0, "uniform": 1, "renormalise": 2}
+_HEADS_AT_ONCE = 4  # a launch names so many tensors
 _WIDEST_BLOCK = 8192
 _KEPT_AT_ONCE = 16
 
 
 class _State(NamedTuple):
-    """What the gradient needs beside the logits; C heads have a CTC loss.
+    """What the gradient needs beside the logits.
 
     Attributes:
-        frames: Peak, inverse total and blank logit, float32 `(C + 1, B, T, 4)`; the last is that
-            of the heads without a CTC loss, which nothing reads.
+        frames: Peak, inverse total and blank logit, float32 `(H, B, T, 4)`.
         teacher_frames: float32 `(H, B, T, 4)`, see `frame_gradients`.
         slopes: Gradient of the divergence on the kept logits, float32 `(H, E)`.
-        occupancy: Of each slot, int32 `(C, B, T, U)`.
+        occupancy: Of each slot, int32 `(H, B, T, U)`.
         slot_of: Slot of every token, -1 for none, int32 `(B, V)`.
+        ctc: Losses, float32 `(H, B)`.
+        distill: Losses, float32 `(H, B)`.
     """
 
     frames: Tensor
@@ -35,220 +40,220 @@ class _State(NamedTuple):
     slopes: Tensor
     occupancy: Tensor
     slot_of: Tensor
+    ctc: Tensor
+    distill: Tensor
 
 
 def losses(
     logits: tuple[Tensor, ...], problem: Problem, with_gradient: bool
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Losses `(H, B)` of both kinds, and what `gradients` needs beside the logits."""
+) -> tuple[Losses, tuple[Tensor, ...]]:
+    """The losses, and what `gradients` needs beside the logits."""
     heads, (batch, frames, vocab_size) = len(logits), logits[0].shape
     half, kd = problem.transcripts, problem.distillation
-    ctc_heads = half.heads if half else ()
+    device = logits[0].device
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
     width = half.targets.shape[1] if half else 0
-
-    def floats(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=logits[0].device)
-
-    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=logits[0].device)
-
-    distilled = heads if kd else 0
-    slot_of, slots = _slots(half, vocab_size) if half else (zeros(0), zeros(0))
+    entries = len(kd.teacher.tokens) if kd else 0
+    teacher_length = len(kd.teacher.entry_offsets) - 1 if kd else 0
     state = _State(
-        frames=floats(len(ctc_heads) + 1, batch, frames, 4),
-        teacher_frames=floats(distilled, batch, frames, 4),
-        slopes=floats(distilled, len(kd.teacher.tokens) if kd else 0),
-        occupancy=zeros(
-            len(ctc_heads), batch, frames, width if with_gradient else 0, dtype=torch.int32
-        ),
-        slot_of=slot_of,
+        frames=empty(heads, batch, frames, 4),
+        teacher_frames=empty(heads if kd else 0, batch, frames, 4),
+        slopes=empty(heads if kd else 0, entries),
+        occupancy=empty(heads if half else 0, batch, frames, width, dtype=torch.int32),
+        slot_of=empty(batch if half else 0, vocab_size, dtype=torch.int32),
+        ctc=empty(heads, batch),
+        distill=empty(heads, batch),
     )
-    label_logits = floats(len(ctc_heads), batch, frames, width)
-    divergence = zeros(heads, batch, frames if kd else 0)
-    ctc = zeros(heads, batch)
-    for head, head_logits in enumerate(logits):
-        if batch and frames:
-            _frame_losses(head, head_logits, problem, state, label_logits, divergence)
-    if half and batch:
-        ctc_loss = _sweep(half, state, label_logits, slots, with_gradient)
-        ctc = ctc_loss if len(ctc_heads) == heads else ctc
-        if len(ctc_heads) < heads:
-            for place, head in enumerate(ctc_heads):
-                ctc[head] = ctc_loss[place]
-    return ctc, divergence.sum(2, dtype=torch.float64), tuple(state) if with_gradient else ()
+    result = Losses(empty(batch), state.ctc, state.distill, empty(batch, dtype=torch.bool))
+    if not batch:
+        return result, tuple(state)
+    slots = empty(batch, width, dtype=torch.int32)
+    probs, rests = empty(2, entries), empty(2, teacher_length)
+    targets = half.targets.contiguous() if half else None
+    lengths = (half.frame_lengths, half.target_lengths) if half else (None, None)
+    block = min(triton.next_power_of_2(vocab_size), _WIDEST_BLOCK)
+    asked = {"CTC": half is not None, "DISTILL": kd is not None}
+    temperature = kd.temperature if kd else 1.0
+    columns = _columns(kd)
+    prepare[(max(batch if half else 0, teacher_length, 1),)](
+        *(targets, lengths[1], state.slot_of, slots),
+        *(columns["entry_offsets"], kd.teacher.log_probs if kd else None, probs, rests),
+        *(batch, width, teacher_length, entries, vocab_size, temperature),
+        **asked,
+        TAIL=_settings(kd)["TAIL"],
+        BLOCK=min(block, 1024),
+        BLOCK_U=triton.next_power_of_2(max(width, 1)),
+        BLOCK_K=_KEPT_AT_ONCE,
+        num_warps=1,
+    )
+    label_logits = empty(heads if half else 0, batch, frames, width)
+    divergence = empty(heads if kd else 0, batch, frames)
+    for first in range(0, heads if frames else 0, _HEADS_AT_ONCE):
+        group = [_rows(head) for head in logits[first : first + _HEADS_AT_ONCE]]
+        offsets, aligned = _offsets(group)
+        frame_losses[(frames, batch, len(group))](
+            *(group[0], *offsets, group[0].stride(0), group[0].stride(1)),
+            *(targets, *lengths),
+            **columns,
+            probs=probs,
+            rests=rests,
+            frames=state.frames,
+            label_logits=label_logits,
+            occupancy=state.occupancy,
+            teacher_frames=state.teacher_frames,
+            slopes=state.slopes,
+            divergence=divergence,
+            batch=batch,
+            T=frames,
+            vocab_size=vocab_size,
+            width=width,
+            teacher_length=teacher_length,
+            entries=entries,
+            blank=half.blank_index if half else 0,
+            temperature=temperature,
+            first_head=first,
+            **_bits(problem),
+            **asked,
+            **_settings(kd),
+            TAU=temperature != 1.0,
+            WITH_GRADIENT=with_gradient,
+            ALIGNED=aligned,
+            ONE_BLOCK=block >= vocab_size,
+            BLOCK=block,
+            BLOCK_U=triton.next_power_of_2(max(width, 1)),
+            BLOCK_K=_KEPT_AT_ONCE,
+            num_warps=_warps(block),
+        )
+    ctc_losses = _sweep(half, state, label_logits, slots, with_gradient) if half else None
+    combine[(batch,)](
+        *(ctc_losses if half else state.ctc, divergence if kd else state.distill),
+        weights_on(device, problem),
+        *result,
+        *(batch, frames if kd else 0, *_bits(problem).values()),
+        ZERO_INFINITY=problem.zero_infinity,
+        HEADS=heads,
+        BLOCK=256,
+        num_warps=1,
+    )
+    return result, tuple(state) if with_gradient else ()
 
 
 def gradients(
     logits: tuple[Tensor, ...],
     problem: Problem,
     state: tuple[Tensor, ...],
-    ctc_scales: Tensor,
-    distill_scales: Tensor,
+    upstream: Tensor,
     out: tuple[Tensor, ...],
 ) -> None:
-    """Writes the gradient, each term times its scale `(H, B)`, to `out`."""
+    """Writes the gradient to `out`."""
     batch, frames, vocab_size = logits[0].shape
     half, kd = problem.transcripts, problem.distillation
     parts = _State(*state)
-    width = parts.occupancy.shape[3]
-    for head, (head_logits, target) in enumerate(zip(logits, out, strict=True)):
-        if not target.numel():
-            continue
-        values = _rows(head_logits)
-        place, in_ctc, distils = _roles(head, problem)
-        block = min(triton.next_power_of_2(vocab_size), _WIDEST_BLOCK)
-        frame_gradients[(frames, batch)](
-            values,
-            values.stride(0),
-            values.stride(1),
-            target,
-            half.frame_lengths if half else None,
-            *_teacher(kd)[:4],
-            kd.selected if kd else None,
-            parts.frames[place],
-            parts.slot_of,
-            parts.occupancy[place] if in_ctc else None,
-            parts.teacher_frames[head] if distils else None,
-            parts.slopes[head] if distils else None,
-            ctc_scales[head],
-            distill_scales[head],
-            frames,
-            vocab_size,
-            width,
-            half.blank_index if half else 0,
-            kd.temperature if kd else 1.0,
-            CTC=in_ctc,
-            DISTILL=distils,
+    if not out[0].numel():
+        return
+    block = min(triton.next_power_of_2(vocab_size), _WIDEST_BLOCK)
+    columns = _columns(kd)
+    for first in range(0, len(logits), _HEADS_AT_ONCE):
+        heads = slice(first, first + _HEADS_AT_ONCE)
+        group = [_rows(head) for head in logits[heads]]
+        offsets, aligned = _offsets(group)
+        out_offsets, out_aligned = _offsets(out[heads])
+        frame_gradients[(frames, batch, len(group))](
+            *(group[0], *offsets, group[0].stride(0), group[0].stride(1)),
+            *(out[first], *out_offsets, half.frame_lengths if half else None),
+            **columns,
+            frames=parts.frames,
+            slot_of=parts.slot_of,
+            occupancy=parts.occupancy,
+            teacher_frames=parts.teacher_frames,
+            slopes=parts.slopes,
+            weights=weights_on(upstream.device, problem),
+            upstream=upstream.contiguous(),
+            ctc=parts.ctc,
+            distill=parts.distill,
+            batch=batch,
+            T=frames,
+            vocab_size=vocab_size,
+            width=parts.occupancy.shape[3],
+            entries=parts.slopes.shape[1],
+            blank=half.blank_index if half else 0,
+            temperature=kd.temperature if kd else 1.0,
+            first_head=first,
+            all_heads=len(logits),
+            **_bits(problem),
+            CTC=half is not None,
+            DISTILL=kd is not None,
             **_settings(kd),
+            ALIGNED=aligned and out_aligned,
             BLOCK=block,
-            BLOCK_U=triton.next_power_of_2(max(width, 1)),
+            BLOCK_U=triton.next_power_of_2(max(parts.occupancy.shape[3], 1)),
             num_warps=_warps(block),
         )
-
-
-def _frame_losses(
-    head: int,
-    logits: Tensor,
-    problem: Problem,
-    state: _State,
-    label_logits: Tensor,
-    divergence: Tensor,
-) -> None:
-    batch, frames, vocab_size = logits.shape
-    half, kd = problem.transcripts, problem.distillation
-    values = _rows(logits)
-    place, in_ctc, distils = _roles(head, problem)
-    if not (in_ctc or distils):
-        return
-    width = label_logits.shape[3]
-    block = min(triton.next_power_of_2(vocab_size), _WIDEST_BLOCK)
-    teacher = _teacher(kd)
-    frame_losses[(frames, batch)](
-        values,
-        values.stride(0),
-        values.stride(1),
-        half.targets.contiguous() if half else None,
-        half.frame_lengths if half else None,
-        half.target_lengths if half else None,
-        *teacher,
-        kd.selected if kd else None,
-        state.frames[place],
-        label_logits[place] if in_ctc else None,
-        state.teacher_frames[head] if distils else None,
-        state.slopes[head] if distils else None,
-        divergence[head] if distils else None,
-        frames,
-        vocab_size,
-        width,
-        half.blank_index if half else 0,
-        kd.temperature if kd else 1.0,
-        CTC=in_ctc,
-        DISTILL=distils,
-        **_settings(kd),
-        TAU=kd is not None and kd.temperature != 1.0,
-        ONE_BLOCK=block >= vocab_size,
-        BLOCK=block,
-        BLOCK_U=triton.next_power_of_2(max(width, 1)),
-        BLOCK_K=_KEPT_AT_ONCE,
-        num_warps=_warps(block),
-    )
 
 
 def _sweep(
     half: Transcripts, state: _State, label_logits: Tensor, slots: Tensor, with_gradient: bool
 ) -> Tensor:
-    """Loss `(C, B)` of the heads with CTC; adds up the occupancies."""
+    """CTC loss `(H, B)`; adds up the occupancies."""
     heads, batch, frames, width = label_logits.shape
     block = max(32, triton.next_power_of_2(width + 1))
-    kept = torch.empty(2, *label_logits.shape, device=label_logits.device)
-    carry = torch.empty(heads, batch, 2, 4, block, device=label_logits.device)
-    loss = torch.empty(heads, batch, device=label_logits.device)
+    kept = torch.empty((2, *label_logits.shape), device=label_logits.device)
+    carry = torch.empty((heads, batch, 2, 4, block), device=label_logits.device)
+    loss = torch.empty((heads, batch), device=label_logits.device)
+    mask = sum(1 << head for head in half.heads)
     shared = (
-        state.frames,
-        label_logits,
-        half.targets.contiguous(),
-        half.frame_lengths,
-        half.target_lengths,
-        kept[0],
-        kept[1],
-        carry,
+        *(state.frames, label_logits, half.targets.contiguous()),
+        *(half.frame_lengths, half.target_lengths, kept[0], kept[1], carry),
     )
-    sizes = (batch, frames, width)
+    sizes = (batch, frames, width, mask)
     grid, options = (heads * batch, 2), {"BLOCK": block, "num_warps": _sweep_warps(block)}
     sweep_halves[grid](*shared, *sizes, **options)
     sweep_occupancies[grid](
-        *shared,
-        slots,
-        state.occupancy,
-        loss,
-        *sizes,
-        WITH_OCCUPANCY=with_gradient,
-        **options,
+        *(*shared, slots, state.occupancy, loss, *sizes), WITH_OCCUPANCY=with_gradient, **options
     )
     return loss
 
 
-def _slots(half: Transcripts, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """One slot for all places of a token: of every token `(B, V)`, and of the targets `(B, U)`."""
-    batch, width = half.targets.shape
-    device = half.targets.device
-    place = torch.arange(width, dtype=torch.int32, device=device)
-    inside = place < half.target_lengths[:, None]
-    tokens = half.targets.masked_fill(~inside, 0)
-    slot_of = torch.full((batch, vocab_size), -1, dtype=torch.int32, device=device)
-    # The last place is the slot: a maximum, unlike a plain scatter, is the same in any order.
-    slot_of.scatter_reduce_(1, tokens, place.expand(batch, -1).masked_fill(~inside, -1), "amax")
-    return slot_of, slot_of.gather(1, tokens)
-
-
-def _roles(head: int, problem: Problem) -> tuple[int, bool, bool]:
-    """Place among the heads with CTC (or the spare one), and which terms the head has."""
-    half, kd = problem.transcripts, problem.distillation
-    in_ctc = half is not None and head in half.heads
-    place = half.heads.index(head) if half and in_ctc else len(half.heads) if half else 0
-    return place, in_ctc, kd is not None and head in kd.heads
+def _offsets(heads: list[Tensor] | tuple[Tensor, ...]) -> tuple[tuple[int, ...], bool]:
+    """Elements from the first tensor to the three others, and whether all are multiples of 16."""
+    start, size = heads[0].data_ptr(), heads[0].element_size()
+    offsets = [(head.data_ptr() - start) // size for head in heads[1:]]
+    offsets += [0] * (_HEADS_AT_ONCE - 1 - len(offsets))
+    return tuple(offsets), all(offset % 16 == 0 for offset in offsets)
 
 
 def _rows(logits: Tensor) -> Tensor:
-    """Logits whose last dimension is contiguous, float32 or shorter."""
+    """Logits as all heads have them: contiguous, float32 or shorter."""
     logits = shifted_float32(logits) if logits.dtype == torch.float64 else logits
-    return logits if logits.stride(2) == 1 else logits.contiguous()
+    return logits.contiguous()
 
 
-def _teacher(kd: Distillation | None) -> tuple[Tensor | None, ...]:
+def _columns(kd: Distillation | None) -> dict[str, Tensor | None]:
     if kd is None:
-        return (None,) * 5
-    columns = kd.teacher
-    return (
-        kd.compared_lengths,
-        columns.frame_offsets,
-        columns.entry_offsets,
-        columns.tokens,
-        columns.log_probs,
-    )
+        names = ("compared_lengths", "frame_offsets", "entry_offsets", "tokens", "selected")
+        return dict.fromkeys(names)
+    return {
+        "compared_lengths": kd.compared_lengths,
+        "frame_offsets": kd.teacher.frame_offsets,
+        "entry_offsets": kd.teacher.entry_offsets,
+        "tokens": kd.teacher.tokens,
+        "selected": kd.selected,
+    }
 
 
-def _settings(kd: Distillation | None) -> dict[str, bool | int]:
+def _bits(problem: Problem) -> dict[str, int]:
+    """Heads of each kind of term as the bits of an integer."""
+    half, kd = problem.transcripts, problem.distillation
+    return {
+        "ctc_heads": sum(1 << head for head in half.heads) if half else 0,
+        "distilled_heads": sum(1 << head for head in kd.heads) if kd else 0,
+    }
+
+
+def _settings(kd: Distillation | None) -> dict[str, Any]:
     return {
         "SELECTED": kd is not None and kd.selected is not None,
         "SQUARED": kd is not None and kd.divergence == "l2",
@@ -257,7 +262,7 @@ def _settings(kd: Distillation | None) -> dict[str, bool | int]:
 
 
 def _warps(block: int) -> int:
-    return min(max(block // 256, 1), 8)
+    return min(max(block // 512, 1), 8)
 
 
 def _sweep_warps(block: int) -> int:

@@ -1,26 +1,37 @@
 """Frame kernels on a GPU: softmax, divergence and label logits of a frame, and its gradient.
 
-One program a frame. A frame wider than a block is read block by block.
+One program a frame of a head. A frame wider than a block is read block by block.
 """
-# mypy: disallow-untyped-decorators=False
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 # ruff: noqa: N803
 
 from __future__ import annotations
-
-from typing import Any
 
 import triton
 import triton.language as tl
 
 from interkd.kernels._triton.lattice import FIXED_POINT
+from interkd.kernels._triton.prepare import BUCKET, RENORMALISE, UNIFORM, finite_or_zero
 
-BUCKET = tl.constexpr(0)
-UNIFORM = tl.constexpr(1)
-RENORMALISE = tl.constexpr(2)
+_SMALLEST_SUM = tl.constexpr(1e-25)  # of exponentials below the frame's largest logit
 
 
 @triton.jit
-def _unkept(v: Any, tokens: Any, first: Any, end: Any, vocab_size: Any) -> Any:
+def _of_head(tensor, h, offset1, offset2, offset3, ALIGNED: tl.constexpr):
+    """A head's tensor, from the first one's address."""
+    if ALIGNED:
+        offset1 = tl.multiple_of(offset1, 16)
+        offset2 = tl.multiple_of(offset2, 16)
+        offset3 = tl.multiple_of(offset3, 16)
+    offset = tl.where(h == 1, offset1, tl.where(h == 2, offset2, offset3))
+    offset = tl.where(h == 0, 0, offset)
+    if ALIGNED:
+        offset = tl.multiple_of(offset, 16)
+    return tensor + offset
+
+
+@triton.jit
+def _unkept(v, tokens, first, end, vocab_size):
     """Which of the tokens v exist and are not kept by the teacher."""
     rest = v < vocab_size
     for j in range(first, end):
@@ -29,124 +40,162 @@ def _unkept(v: Any, tokens: Any, first: Any, end: Any, vocab_size: Any) -> Any:
 
 
 @triton.jit
-def _finite_or_zero(value: Any) -> Any:
-    """0 for -inf: a shift that leaves exponentials of -inf at 0."""
-    return tl.where(value == -float("inf"), 0.0, value)
-
-
-@triton.jit
-def _rest_sums(
-    z: Any,
-    tokens: Any,
-    first: Any,
-    end: Any,
-    vocab_size: Any,
-    reference: Any,
-    inverse_tau: Any,
+def _row_sums(
+    z,
+    tokens,
+    first,
+    end,
+    vocab_size,
+    inverse_tau,
+    DISTILL: tl.constexpr,
     TAIL: tl.constexpr,
     TAU: tl.constexpr,
-    SQUARED: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> Any:
-    """Peak of the tokens not kept, and their sums below it.
+):
+    """The frame's peak and sums below it.
 
     Returns:
-        The peak; the sums of `e = exp(z - peak)`, of `e^(1/tau)`, of the latter's square, and of
-        `z - reference`.
+        The peak; the sum of `e = exp(z - peak)` over all tokens and over those not kept; over the
+        latter also, under UNIFORM, of `e^(1/tau)`, of its square, and of `z - peak`.
     """
     v = tl.arange(0, BLOCK)
     if ONE_BLOCK:
-        rest = _unkept(v, tokens, first, end, vocab_size)
-        value = tl.load(z + v, mask=v < vocab_size, other=0.0).to(tl.float32)
-        peak = tl.max(tl.where(rest, value, -float("inf")), 0)
-        below = value - _finite_or_zero(peak)
-        total = tl.sum(tl.where(rest, tl.exp(below), 0.0), 0)
-        softened = total
+        there = v < vocab_size
+        value = tl.load(z + v, mask=there, other=-float("inf")).to(tl.float32)
+        peak = tl.max(value, 0)
+        below = value - finite_or_zero(peak)
+        e = tl.exp(below)
+        total = tl.sum(e, 0)
+        total_rest = total
+        soft = total
         squares = total
         distance = total
-        if TAIL == UNIFORM:
-            soft = tl.where(rest, tl.exp(below * inverse_tau), 0.0)
-            if TAU:
-                softened = tl.sum(soft, 0)
-            if SQUARED:
-                squares = tl.sum(soft * soft, 0)
-            else:
-                distance = tl.sum(tl.where(rest, value - reference, 0.0), 0)
-        return peak, total, softened, squares, distance
+        if DISTILL:
+            if TAIL != RENORMALISE:
+                rest = _unkept(v, tokens, first, end, vocab_size)
+                total_rest = tl.sum(tl.where(rest, e, 0.0), 0)
+                if TAIL == UNIFORM:
+                    if TAU:
+                        e = tl.exp(below * inverse_tau)
+                    e = tl.where(rest, e, 0.0)
+                    soft = tl.sum(e, 0)
+                    squares = tl.sum(e * e, 0)
+                    distance = tl.sum(tl.where(rest, below, 0.0), 0)
+        return peak, total, total_rest, soft, squares, distance
+    reference = finite_or_zero(tl.load(z).to(tl.float32))
     peaks = tl.full([BLOCK], -float("inf"), tl.float32)
     totals = tl.zeros([BLOCK], tl.float32)
+    rests = tl.zeros([BLOCK], tl.float32)
     softs = tl.zeros([BLOCK], tl.float32)
     squared = tl.zeros([BLOCK], tl.float32)
     distances = tl.zeros([BLOCK], tl.float32)
     for start in range(0, vocab_size, BLOCK):
-        rest = _unkept(start + v, tokens, first, end, vocab_size)
-        value = tl.load(z + start + v, mask=start + v < vocab_size, other=0.0).to(tl.float32)
-        value = tl.where(rest, value, -float("inf"))
+        there = start + v < vocab_size
+        value = tl.load(z + start + v, mask=there, other=-float("inf")).to(tl.float32)
         higher = tl.maximum(peaks, value)
-        shift = _finite_or_zero(higher)
+        shift = finite_or_zero(higher)
         fall = peaks - shift
-        totals = totals * tl.exp(fall) + tl.exp(value - shift)
-        if TAIL == UNIFORM:
-            soft = tl.exp((value - shift) * inverse_tau)
-            fall = tl.exp(fall * inverse_tau)
-            softs = softs * fall + soft
-            squared = squared * fall * fall + soft * soft
-            distances += tl.where(rest, value - reference, 0.0)
+        below = value - shift
+        e = tl.exp(below)
+        totals = totals * tl.exp(fall) + e
+        if DISTILL:
+            if TAIL != RENORMALISE:
+                rest = _unkept(start + v, tokens, first, end, vocab_size)
+                rests = rests * tl.exp(fall) + tl.where(rest, e, 0.0)
+                if TAIL == UNIFORM:
+                    e = tl.where(rest, tl.exp(below * inverse_tau), 0.0)
+                    fall = tl.exp(fall * inverse_tau)
+                    softs = softs * fall + e
+                    squared = squared * fall * fall + e * e
+                    distances += tl.where(rest, value - reference, 0.0)
         peaks = higher
     peak = tl.max(peaks, 0)
-    fall = peaks - _finite_or_zero(peak)
-    total = tl.sum(totals * tl.exp(fall), 0)
-    soft_fall = tl.exp(fall * inverse_tau)
-    softened = tl.sum(softs * soft_fall, 0)
-    squares = tl.sum(squared * soft_fall * soft_fall, 0)
-    distance = tl.sum(distances, 0)
-    if not TAU:
-        softened = total
-    return peak, total, softened, squares, distance
+    shift = finite_or_zero(peak)
+    fall = tl.exp(peaks - shift)
+    total = tl.sum(totals * fall, 0)
+    total_rest = tl.sum(rests * fall, 0)
+    fall = tl.exp((peaks - shift) * inverse_tau)
+    soft = tl.sum(softs * fall, 0)
+    squares = tl.sum(squared * fall * fall, 0)
+    distance = tl.sum(distances, 0) + (vocab_size - (end - first)) * (reference - shift)
+    return peak, total, total_rest, soft, squares, distance
+
+
+@triton.jit
+def _rest_below_its_peak(z, tokens, first, end, vocab_size, BLOCK: tl.constexpr):
+    """Peak of the tokens not kept and the sum of exponentials below it, from another read."""
+    v = tl.arange(0, BLOCK)
+    peaks = tl.full([BLOCK], -float("inf"), tl.float32)
+    totals = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, vocab_size, BLOCK):
+        rest = _unkept(start + v, tokens, first, end, vocab_size)
+        value = tl.load(z + start + v, mask=rest, other=-float("inf")).to(tl.float32)
+        higher = tl.maximum(peaks, value)
+        shift = finite_or_zero(higher)
+        totals = totals * tl.exp(peaks - shift) + tl.exp(value - shift)
+        peaks = higher
+    peak = tl.max(peaks, 0)
+    return peak, tl.sum(totals * tl.exp(peaks - finite_or_zero(peak)), 0)
 
 
 @triton.jit
 def frame_losses(
-    logits: Any,
-    batch_stride: Any,
-    frame_stride: Any,
-    targets: Any,
-    frame_lengths: Any,
-    target_lengths: Any,
-    compared_lengths: Any,
-    frame_offsets: Any,
-    entry_offsets: Any,
-    tokens: Any,
-    log_probs: Any,
-    selected: Any,
-    frames: Any,
-    label_logits: Any,
-    teacher_frames: Any,
-    slopes: Any,
-    divergence: Any,
-    T: Any,
-    vocab_size: Any,
-    width: Any,
-    blank: Any,
-    temperature: Any,
+    logits,
+    offset1: tl.int64,
+    offset2: tl.int64,
+    offset3: tl.int64,
+    batch_stride,
+    frame_stride,
+    targets,
+    frame_lengths,
+    target_lengths,
+    compared_lengths,
+    frame_offsets,
+    entry_offsets,
+    tokens,
+    selected,
+    probs,
+    rests,
+    frames,
+    label_logits,
+    occupancy,
+    teacher_frames,
+    slopes,
+    divergence,
+    batch,
+    T,
+    vocab_size,
+    width,
+    teacher_length,
+    entries,
+    blank,
+    temperature,
+    first_head,
+    ctc_heads,
+    distilled_heads,
     CTC: tl.constexpr,
     DISTILL: tl.constexpr,
     SELECTED: tl.constexpr,
     SQUARED: tl.constexpr,
     TAIL: tl.constexpr,
     TAU: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_U: tl.constexpr,
     BLOCK_K: tl.constexpr,
-) -> None:
-    """One head's frame `(b, t)`: all that its losses and its gradient need of the logits.
+):
+    """Frame t of utterance b under head h: all that losses and gradient need of the logits.
 
     Args:
-        logits: `(B, T, V)`, V contiguous.
-        batch_stride: Its stride over B.
-        frame_stride: Its stride over T.
+        logits: The first of up to four heads, `(B, T, V)`, V contiguous.
+        offset1: Elements from it to the second head.
+        offset2: To the third.
+        offset3: To the fourth.
+        batch_stride: Of the logits over B.
+        frame_stride: Of the logits over T.
         targets: int64 `(B, U)`.
         frame_lengths: int64 `(B,)`.
         target_lengths: int64 `(B,)`.
@@ -154,25 +203,35 @@ def frame_losses(
         frame_offsets: The teacher's, int64 `(B + 1,)`.
         entry_offsets: The teacher's, int64 `(N + 1,)`.
         tokens: The teacher's, int32 `(E,)`.
-        log_probs: The teacher's, float32 `(E,)`.
         selected: bool `(N,)`, read if SELECTED.
-        frames: To fill: peak, inverse total and blank logit, float32 `(B, T, 4)`.
-        label_logits: To fill, float32 `(B, T, U)`.
-        teacher_frames: To fill: shift, factor, each, weighted, float32 `(B, T, 4)`; see
+        probs: The teacher's, see `prepare`.
+        rests: The teacher's, see `prepare`.
+        frames: To fill: peak, inverse total and blank logit, float32 `(H, B, T, 4)`.
+        label_logits: To fill, float32 `(H, B, T, U)`.
+        occupancy: To fill with zeros, int32 `(H, B, T, U)`.
+        teacher_frames: To fill: shift, factor, each, weighted, float32 `(H, B, T, 4)`; see
             `frame_gradients`.
-        slopes: To fill: gradient of the divergence on each kept logit, float32 `(E,)`.
-        divergence: To fill, float32 `(B, T)`.
+        slopes: To fill: gradient of the divergence on each kept logit, float32 `(H, E)`.
+        divergence: To fill, float32 `(H, B, T)`.
+        batch: B.
         T: Frames.
         vocab_size: V.
         width: U.
+        teacher_length: N.
+        entries: E.
         blank: Index of the blank.
         temperature: Above 0.
-        CTC: Whether the head has a CTC loss.
-        DISTILL: Whether it has a divergence.
+        first_head: Index of the first of these heads.
+        ctc_heads: Bit h is set for a head with a CTC loss.
+        distilled_heads: Likewise for a divergence.
+        CTC: Whether any head has a CTC loss.
+        DISTILL: Whether any head has a divergence.
         SELECTED: Whether frames are selected.
         SQUARED: l2 instead of kl.
         TAIL: BUCKET, UNIFORM or RENORMALISE.
         TAU: Whether the temperature is not 1.
+        WITH_GRADIENT: Whether a gradient will be asked for.
+        ALIGNED: Whether the offsets are multiples of 16.
         ONE_BLOCK: Whether BLOCK holds V.
         BLOCK: Tokens at once.
         BLOCK_U: A power of two, at least U.
@@ -180,17 +239,21 @@ def frame_losses(
     """
     t = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
-    row = b * T + t
-    z = logits + b * batch_stride + t * frame_stride.to(tl.int64)
+    h = tl.program_id(2)
+    z = _of_head(logits, h, offset1, offset2, offset3, ALIGNED)
+    z += b * batch_stride + t * frame_stride.to(tl.int64)
+    h += first_head
+    row = (h * batch + b) * T + t
     in_ctc = False
     if CTC:
-        in_ctc = t < tl.load(frame_lengths + b)
+        in_ctc = (t < tl.load(frame_lengths + b)) & ((ctc_heads >> h) & 1 == 1)
     compared = False
     first = 0
     end = 0
+    n = b
     if DISTILL:
         tl.store(divergence + row, 0.0)
-        compared = t < tl.load(compared_lengths + b)
+        compared = (t < tl.load(compared_lengths + b)) & ((distilled_heads >> h) & 1 == 1)
         n = tl.load(frame_offsets + b) + t
         if SELECTED:
             compared = compared & (tl.load(selected + n, mask=compared, other=0) != 0)
@@ -198,158 +261,9 @@ def frame_losses(
         end = tl.load(entry_offsets + n + 1, mask=compared, other=0).to(tl.int32)
     if in_ctc | compared:
         inverse_tau = 1.0 / temperature
-        reference = _finite_or_zero(tl.load(z).to(tl.float32))
-        peak_rest, total_rest, soft_rest, squares_rest, distance_rest = _rest_sums(
-            z,
-            tokens,
-            first,
-            end,
-            vocab_size,
-            reference,
-            inverse_tau,
-            TAIL,
-            TAU,
-            SQUARED,
-            ONE_BLOCK,
-            BLOCK,
+        peak, total, total_rest, soft_rest, squares_rest, distance_rest = _row_sums(
+            z, tokens, first, end, vocab_size, inverse_tau, DISTILL, TAIL, TAU, ONE_BLOCK, BLOCK
         )
-        kept = end - first
-        peak_kept = -float("inf")
-        mass = 0.0
-        best = -float("inf")
-        if DISTILL:
-            lane = tl.arange(0, BLOCK_K)
-            kept_mass = tl.zeros([BLOCK_K], tl.float64)
-            for j in range(first, end, BLOCK_K):
-                there = j + lane < end
-                token = tl.load(tokens + j + lane, mask=there, other=0)
-                log_p = tl.load(log_probs + j + lane, mask=there, other=-float("inf"))
-                value = tl.load(z + token, mask=there, other=-float("inf")).to(tl.float32)
-                peak_kept = tl.maximum(peak_kept, tl.max(value, 0))
-                best = tl.maximum(best, tl.max(log_p, 0))
-                kept_mass += tl.exp(log_p.to(tl.float64))
-            # The tail is a small difference of ones.
-            mass = tl.maximum(1.0 - tl.sum(kept_mass, 0), 0.0).to(tl.float32)
-        peak = tl.maximum(peak_kept, peak_rest)
-        shift = _finite_or_zero(peak)
-        total = total_rest * tl.exp(peak_rest - shift)
-        if DISTILL:
-            rest = vocab_size - kept
-            # The teacher's score of the class or the classes beside the kept tokens.
-            log_rest = -float("inf")
-            log_count = 0.0
-            if TAIL == BUCKET:
-                log_rest = tl.where(rest > 0, tl.log(mass), -float("inf"))
-            if TAIL == UNIFORM:
-                count = tl.maximum(rest, 1).to(tl.float32)
-                log_count = tl.log(count)
-                log_rest = tl.where(rest > 0, tl.log(mass / count), -float("inf"))
-            best = tl.maximum(best, log_rest)
-            massless = (best == -float("inf")) | (not compared)
-            best = _finite_or_zero(best)
-            # The student's score of that class, and the highest score of all.
-            tail_score = peak_rest + tl.log(total_rest)
-            tail_score = tl.where(total_rest == 0.0, -float("inf"), tail_score)
-            top = peak
-            if TAIL == BUCKET:
-                top = tl.maximum(peak_kept, tail_score)
-            if TAIL == RENORMALISE:
-                top = peak_kept
-
-            q_sum = tl.zeros([BLOCK_K], tl.float32)
-            p_sum = tl.zeros([BLOCK_K], tl.float32)
-            e_sum = tl.zeros([BLOCK_K], tl.float32)
-            for j in range(first, end, BLOCK_K):
-                there = j + lane < end
-                token = tl.load(tokens + j + lane, mask=there, other=0)
-                log_p = tl.load(log_probs + j + lane, mask=there, other=-float("inf"))
-                value = tl.load(z + token, mask=there, other=-float("inf")).to(tl.float32)
-                e_sum += tl.where(there, tl.exp(value - shift), 0.0)
-                q_sum += tl.where(there, tl.exp((value - top) * inverse_tau), 0.0)
-                p_sum += tl.where(there, tl.exp((log_p - best) * inverse_tau), 0.0)
-            total += tl.sum(e_sum, 0)
-            p_total = tl.sum(p_sum, 0)
-            q_total = tl.sum(q_sum, 0)
-            if TAIL == BUCKET:
-                p_total += tl.exp((log_rest - best) * inverse_tau)
-                q_total += tl.exp((tail_score - top) * inverse_tau)
-            if TAIL == UNIFORM:
-                p_total += tl.exp((log_rest - best) * inverse_tau + log_count)
-                q_total += soft_rest * tl.exp((peak_rest - top) * inverse_tau)
-            p_log_total = tl.log(p_total)
-            q_log_total = tl.log(q_total)
-
-            loss = 0.0
-            weighted = 0.0
-            p_rest = tl.exp((log_rest - best) * inverse_tau - p_log_total)  # of each class
-            q_rest = 0.0
-            if TAIL == BUCKET:
-                log_ratio = ((log_rest - best) - (tail_score - top)) * inverse_tau
-                log_ratio -= p_log_total - q_log_total
-                q_rest = tl.exp((tail_score - top) * inverse_tau - q_log_total)
-                if SQUARED:
-                    loss = (p_rest - q_rest) * (p_rest - q_rest)
-                    weighted = q_rest * (q_rest - p_rest)
-                else:
-                    loss = tl.where(p_rest > 0.0, p_rest * log_ratio, 0.0)
-            if TAIL == UNIFORM:
-                if SQUARED:
-                    norm = tl.exp((peak_rest - top) * inverse_tau - q_log_total)
-                    q1 = soft_rest * norm
-                    q2 = squares_rest * norm * norm
-                    loss = q2 - 2.0 * p_rest * q1 + rest * p_rest * p_rest
-                    weighted = q2 - p_rest * q1
-                else:
-                    log_p_rest = (log_rest - best) * inverse_tau - p_log_total
-                    below = (distance_rest + rest * (reference - top)) * inverse_tau
-                    cross = rest * (log_p_rest + q_log_total) - below
-                    loss = tl.where((p_rest > 0.0) & (rest > 0), p_rest * cross, 0.0)
-            loss_sum = tl.zeros([BLOCK_K], tl.float32)
-            weighted_sum = tl.zeros([BLOCK_K], tl.float32)
-            for j in range(first, end, BLOCK_K):
-                there = j + lane < end
-                token = tl.load(tokens + j + lane, mask=there, other=0)
-                log_p = tl.load(log_probs + j + lane, mask=there, other=-float("inf"))
-                value = tl.load(z + token, mask=there, other=-float("inf")).to(tl.float32)
-                log_p = (log_p - best) * inverse_tau - p_log_total
-                log_q = (value - top) * inverse_tau - q_log_total
-                p = tl.exp(log_p)
-                q = tl.exp(log_q)
-                if SQUARED:
-                    loss_sum += tl.where(there, (p - q) * (p - q), 0.0)
-                    weighted_sum += tl.where(there, q * (q - p), 0.0)
-                else:
-                    loss_sum += tl.where(there & (p > 0.0), p * (log_p - log_q), 0.0)
-            loss += tl.sum(loss_sum, 0)
-            weighted += tl.sum(weighted_sum, 0)
-            for j in range(first, end, BLOCK_K):
-                there = j + lane < end
-                token = tl.load(tokens + j + lane, mask=there, other=0)
-                log_p = tl.load(log_probs + j + lane, mask=there, other=-float("inf"))
-                value = tl.load(z + token, mask=there, other=-float("inf")).to(tl.float32)
-                p = tl.exp((log_p - best) * inverse_tau - p_log_total)
-                q = tl.exp((value - top) * inverse_tau - q_log_total)
-                slope = (q - p) * inverse_tau
-                if SQUARED:
-                    slope = 2.0 * q * ((q - p) - weighted) * inverse_tau
-                tl.store(slopes + j + lane, tl.where(massless, 0.0, slope), mask=there)
-
-            factor = 0.0
-            shift_rest = _finite_or_zero(peak_rest)
-            if TAIL == BUCKET:
-                slope = (q_rest - p_rest) * inverse_tau
-                if SQUARED:
-                    slope = 2.0 * q_rest * ((q_rest - p_rest) - weighted) * inverse_tau
-                factor = tl.where(total_rest == 0.0, 0.0, slope / total_rest)
-            if TAIL == UNIFORM:
-                shift_rest = top
-                factor = tl.exp(-q_log_total)
-            if compared:
-                tl.store(divergence + row, tl.where(massless, 0.0, loss))
-                tl.store(teacher_frames + row * 4, shift_rest)
-                tl.store(teacher_frames + row * 4 + 1, tl.where(massless, 0.0, factor))
-                tl.store(teacher_frames + row * 4 + 2, tl.where(massless, 0.0, p_rest))
-                tl.store(teacher_frames + row * 4 + 3, tl.where(massless, 0.0, weighted))
         tl.store(frames + row * 4, peak)
         tl.store(frames + row * 4 + 1, 1.0 / total)
         if CTC:
@@ -360,41 +274,171 @@ def frame_losses(
                 label = tl.load(targets + b * width + u, mask=valid, other=0)
                 value = tl.load(z + label, mask=valid, other=0.0).to(tl.float32)
                 tl.store(label_logits + row * width + u, value, mask=valid)
+                if WITH_GRADIENT:
+                    zero = tl.zeros([BLOCK_U], tl.int32)
+                    tl.store(occupancy + row * width + u, zero, mask=u < width)
+        if DISTILL:
+            if compared:
+                lane = tl.arange(0, BLOCK_K)
+                rest = vocab_size - (end - first)
+                p_rest = tl.load(rests + n)
+                log_p_rest = tl.load(rests + teacher_length + n)
+                massless = p_rest < 0.0
+                shift = finite_or_zero(peak)
+                tail_score = -float("inf")
+                top = shift
+                if TAIL == BUCKET:
+                    if total_rest < _SMALLEST_SUM:
+                        shift, total_rest = _rest_below_its_peak(
+                            z, tokens, first, end, vocab_size, BLOCK
+                        )
+                        shift = finite_or_zero(shift)
+                    # A tail of no mass, unlike one of no number, has no logarithm.
+                    tail_score = shift + tl.log(total_rest)
+                    tail_score = tl.where(total_rest == 0.0, -float("inf"), tail_score)
+                if TAIL == RENORMALISE:
+                    top = -float("inf")
+                    for j in range(first, end, BLOCK_K):
+                        there = j + lane < end
+                        token = tl.load(tokens + j + lane, mask=there, other=0)
+                        value = tl.load(z + token, mask=there, other=-float("inf"))
+                        top = tl.maximum(top, tl.max(value.to(tl.float32), 0))
+                sums = tl.zeros([BLOCK_K], tl.float32)
+                for j in range(first, end, BLOCK_K):
+                    there = j + lane < end
+                    token = tl.load(tokens + j + lane, mask=there, other=0)
+                    value = tl.load(z + token, mask=there, other=-float("inf")).to(tl.float32)
+                    sums += tl.where(there, tl.exp((value - top) * inverse_tau), 0.0)
+                q_total = tl.sum(sums, 0)
+                if TAIL == BUCKET:
+                    if TAU:
+                        # At a high temperature the tail's score may exceed every token's.
+                        higher = tl.maximum(top, tail_score)
+                        q_total *= tl.exp((top - higher) * inverse_tau)
+                        top = higher
+                    q_total += tl.exp((tail_score - top) * inverse_tau)
+                if TAIL == UNIFORM:
+                    q_total += soft_rest
+                log_total = tl.log(q_total)
+
+                loss = 0.0
+                weighted = 0.0
+                q_rest = 0.0
+                if TAIL == BUCKET:
+                    log_q_rest = (tail_score - top) * inverse_tau - log_total
+                    q_rest = tl.exp(log_q_rest)
+                    if SQUARED:
+                        loss = (q_rest - p_rest) * (q_rest - p_rest)
+                        weighted = q_rest * (q_rest - p_rest)
+                    else:
+                        loss = tl.where(p_rest > 0.0, p_rest * (log_p_rest - log_q_rest), 0.0)
+                if TAIL == UNIFORM:
+                    if SQUARED:
+                        q1 = soft_rest / q_total
+                        q2 = squares_rest / q_total / q_total
+                        loss = q2 - 2.0 * p_rest * q1 + rest * p_rest * p_rest
+                        weighted = q2 - p_rest * q1
+                    else:
+                        cross = rest * (log_p_rest + log_total) - distance_rest * inverse_tau
+                        loss = tl.where((p_rest > 0.0) & (rest > 0), p_rest * cross, 0.0)
+                sums = tl.zeros([BLOCK_K], tl.float32)
+                weighted_sums = tl.zeros([BLOCK_K], tl.float32)
+                for j in range(first, end, BLOCK_K):
+                    there = j + lane < end
+                    token = tl.load(tokens + j + lane, mask=there, other=0)
+                    p = tl.load(probs + j + lane, mask=there, other=0.0)
+                    log_p = tl.load(probs + entries + j + lane, mask=there, other=0.0)
+                    value = tl.load(z + token, mask=there, other=-float("inf")).to(tl.float32)
+                    log_q = (value - top) * inverse_tau - log_total
+                    q = tl.exp(log_q)
+                    if SQUARED:
+                        sums += tl.where(there, (q - p) * (q - p), 0.0)
+                        weighted_sums += tl.where(there, q * (q - p), 0.0)
+                    else:
+                        sums += tl.where(there & (p > 0.0), p * (log_p - log_q), 0.0)
+                        if WITH_GRADIENT:
+                            slope = tl.where(massless, 0.0, (q - p) * inverse_tau)
+                            place = slopes + h.to(tl.int64) * entries + j
+                            tl.store(place + lane, slope, mask=there)
+                loss += tl.sum(sums, 0)
+                tl.store(divergence + row, tl.where(massless, 0.0, loss))
+                if WITH_GRADIENT:
+                    if SQUARED:
+                        weighted += tl.sum(weighted_sums, 0)
+                        for j in range(first, end, BLOCK_K):
+                            there = j + lane < end
+                            token = tl.load(tokens + j + lane, mask=there, other=0)
+                            p = tl.load(probs + j + lane, mask=there, other=0.0)
+                            value = tl.load(z + token, mask=there, other=-float("inf"))
+                            log_q = (value.to(tl.float32) - top) * inverse_tau - log_total
+                            q = tl.exp(log_q)
+                            slope = 2.0 * q * ((q - p) - weighted) * inverse_tau
+                            place = slopes + h.to(tl.int64) * entries + j
+                            slope = tl.where(massless, 0.0, slope)
+                            tl.store(place + lane, slope, mask=there)
+                    factor = 0.0
+                    if TAIL == BUCKET:
+                        slope = q_rest - p_rest
+                        if SQUARED:
+                            slope = 2.0 * q_rest * (slope - weighted)
+                        factor = tl.where(total_rest == 0.0, 0.0, slope * inverse_tau / total_rest)
+                    if TAIL == UNIFORM:
+                        factor = 1.0 / q_total
+                    place = teacher_frames + row * 4
+                    tl.store(place, shift)
+                    tl.store(place + 1, tl.where(massless, 0.0, factor))
+                    tl.store(place + 2, tl.where(massless, 0.0, p_rest))
+                    tl.store(place + 3, tl.where(massless, 0.0, weighted))
 
 
 @triton.jit
 def frame_gradients(
-    logits: Any,
-    batch_stride: Any,
-    frame_stride: Any,
-    out: Any,
-    frame_lengths: Any,
-    compared_lengths: Any,
-    frame_offsets: Any,
-    entry_offsets: Any,
-    tokens: Any,
-    selected: Any,
-    frames: Any,
-    slot_of: Any,
-    occupancy: Any,
-    teacher_frames: Any,
-    slopes: Any,
-    ctc_scales: Any,
-    distill_scales: Any,
-    T: Any,
-    vocab_size: Any,
-    width: Any,
-    blank: Any,
-    temperature: Any,
+    logits,
+    offset1: tl.int64,
+    offset2: tl.int64,
+    offset3: tl.int64,
+    batch_stride,
+    frame_stride,
+    out,
+    out1: tl.int64,
+    out2: tl.int64,
+    out3: tl.int64,
+    frame_lengths,
+    compared_lengths,
+    frame_offsets,
+    entry_offsets,
+    tokens,
+    selected,
+    frames,
+    slot_of,
+    occupancy,
+    teacher_frames,
+    slopes,
+    weights,
+    upstream,
+    ctc,
+    distill,
+    batch,
+    T,
+    vocab_size,
+    width,
+    entries,
+    blank,
+    temperature,
+    first_head,
+    all_heads,
+    ctc_heads,
+    distilled_heads,
     CTC: tl.constexpr,
     DISTILL: tl.constexpr,
     SELECTED: tl.constexpr,
     SQUARED: tl.constexpr,
     TAIL: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_U: tl.constexpr,
-) -> None:
-    """One head's frame `(b, t)`: the gradient on its logits, written once.
+):
+    """Frame t of utterance b under head h: the gradient on its logits, written once.
 
     A logit z that the teacher does not keep has, of the divergence, the gradient
     `factor * exp(z - shift)` under BUCKET and none under RENORMALISE. Under UNIFORM, with
@@ -403,48 +447,69 @@ def frame_gradients(
 
     Args:
         logits: As for `frame_losses`; so are all others that bear its names.
-        batch_stride: Of the logits.
-        frame_stride: Of the logits.
-        out: Gradient, to fill, `(B, T, V)` contiguous.
-        frame_lengths: As above.
-        compared_lengths: As above.
-        frame_offsets: As above.
-        entry_offsets: As above.
-        tokens: As above.
-        selected: As above.
+        offset1: As there.
+        offset2: As there.
+        offset3: As there.
+        batch_stride: As there.
+        frame_stride: As there.
+        out: Gradient of the first head, to fill, `(B, T, V)` contiguous.
+        out1: Elements from it to the second head's.
+        out2: To the third's.
+        out3: To the fourth's.
+        frame_lengths: As there.
+        compared_lengths: As there.
+        frame_offsets: As there.
+        entry_offsets: As there.
+        tokens: As there.
+        selected: As there.
         frames: As `frame_losses` filled it.
-        slot_of: Slot of every token in an utterance's occupancies, -1 for none, int32 `(B, V)`.
-        occupancy: int32 `(B, T, U)`, in units of 2^-30; the blank has what is left.
+        slot_of: See `prepare`.
+        occupancy: int32 `(H, B, T, U)`, in units of 2^-30; the blank has what is left.
         teacher_frames: As `frame_losses` filled it.
         slopes: As `frame_losses` filled it.
-        ctc_scales: Upstream gradient of the CTC loss, float32 `(B,)`.
-        distill_scales: Upstream gradient of the divergence, float32 `(B,)`.
-        T: Frames.
-        vocab_size: V.
-        width: U.
-        blank: As above.
-        temperature: As above.
-        CTC: As above.
-        DISTILL: As above.
-        SELECTED: As above.
-        SQUARED: As above.
-        TAIL: As above.
-        BLOCK: As above.
-        BLOCK_U: As above.
+        weights: Of the CTC losses, then of the divergences, float32 `(2, H)`.
+        upstream: Gradient on the weighted total, float32 `(B,)`.
+        ctc: Losses, float32 `(H, B)`: a term whose loss is infinite has no gradient.
+        distill: Losses, float32 `(H, B)`.
+        batch: As there.
+        T: As there.
+        vocab_size: As there.
+        width: As there.
+        entries: As there.
+        blank: As there.
+        temperature: As there.
+        first_head: As there.
+        all_heads: H.
+        ctc_heads: As there.
+        distilled_heads: As there.
+        CTC: As there.
+        DISTILL: As there.
+        SELECTED: As there.
+        SQUARED: As there.
+        TAIL: As there.
+        ALIGNED: As there, of both kinds of offsets.
+        BLOCK: As there.
+        BLOCK_U: As there.
     """
     t = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
-    row = b * T + t
-    z = logits + b * batch_stride + t * frame_stride.to(tl.int64)
-    gradient = out + row * vocab_size
+    h = tl.program_id(2)
+    z = _of_head(logits, h, offset1, offset2, offset3, ALIGNED)
+    z += b * batch_stride + t * frame_stride.to(tl.int64)
+    gradient = _of_head(out, h, out1, out2, out3, ALIGNED) + (b * T + t) * vocab_size
+    h += first_head
+    row = (h * batch + b) * T + t
+    scale = tl.load(upstream + b)
     in_ctc = False
     ctc_scale = 0.0
     blank_share = 0.0
     peak = 0.0
     inverse = 0.0
     if CTC:
-        ctc_scale = tl.load(ctc_scales + b)
+        loss = tl.load(ctc + h * batch + b)
+        ctc_scale = tl.where(loss == float("inf"), 0.0, scale * tl.load(weights + h))
         in_ctc = (t < tl.load(frame_lengths + b)) & (ctc_scale != 0.0)
+        in_ctc = in_ctc & ((ctc_heads >> h) & 1 == 1)
         peak = tl.load(frames + row * 4, mask=in_ctc, other=0.0)
         inverse = tl.load(frames + row * 4 + 1, mask=in_ctc, other=0.0)
         u = tl.arange(0, BLOCK_U)
@@ -459,8 +524,11 @@ def frame_gradients(
     each = 0.0
     weighted = 0.0
     if DISTILL:
-        distill_scale = tl.load(distill_scales + b)
+        loss = tl.load(distill + h * batch + b)
+        distill_scale = scale * tl.load(weights + all_heads + h)
+        distill_scale = tl.where(loss == float("inf"), 0.0, distill_scale)
         compared = (t < tl.load(compared_lengths + b)) & (distill_scale != 0.0)
+        compared = compared & ((distilled_heads >> h) & 1 == 1)
         n = tl.load(frame_offsets + b) + t
         if SELECTED:
             compared = compared & (tl.load(selected + n, mask=compared, other=0) != 0)
@@ -492,7 +560,8 @@ def frame_gradients(
                 slope = (q - each) * inverse_tau
                 if SQUARED:
                     slope = 2.0 * q * (q - each - weighted) * inverse_tau
+            place = slopes + h.to(tl.int64) * entries
             for j in range(first, end):
-                slope = tl.where(v == tl.load(tokens + j), tl.load(slopes + j), slope)
+                slope = tl.where(v == tl.load(tokens + j), tl.load(place + j), slope)
             total += tl.where(compared, distill_scale * slope, 0.0)
         tl.store(gradient + v, total.to(out.dtype.element_ty), mask=there)

@@ -6,12 +6,10 @@ the last, in the same code: beta is alpha of the reversed utterance. Each keeps 
 until they meet in the middle (`sweep_halves`); then each goes on through the other's half, whose
 kept states give the occupancies (`sweep_occupancies`). docs/maths.md section 6.
 """
-# mypy: disallow-untyped-decorators=False
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 # ruff: noqa: N803
 
 from __future__ import annotations
-
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -25,14 +23,14 @@ _LN2_LOW = tl.constexpr(-2.12194440e-4)
 
 
 @triton.jit
-def _power(exponent: Any) -> Any:
+def _power(exponent):
     """2^exponent, exactly, for integers from -126 to 127; 0 below."""
     bits = (tl.maximum(exponent, -127.0) + _MAGIC).to(tl.int32, bitcast=True) << 23
     return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _normalised(mantissa: Any, exponent: Any) -> Any:
+def _normalised(mantissa, exponent):
     """The same probability with its mantissa in [1, 2); a mantissa that is no number stays."""
     bits = mantissa.to(tl.int32, bitcast=True)
     raised = bits >> 23
@@ -44,7 +42,7 @@ def _normalised(mantissa: Any, exponent: Any) -> Any:
 
 
 @triton.jit
-def _probability(logit: Any, peak: Any, inverse: Any) -> Any:
+def _probability(logit, peak, inverse):
     """`exp(logit - peak) * inverse`, the difference with its rounding error."""
     distance = logit - peak
     moved = logit - distance
@@ -59,29 +57,42 @@ def _probability(logit: Any, peak: Any, inverse: Any) -> Any:
 
 
 @triton.jit
-def _left(value: Any, k: Any, first: Any) -> Any:
-    """Each state's left neighbour; `first` where there is none."""
-    return tl.where(k == 0, first, tl.gather(value, tl.maximum(k - 1, 0), 0))
+def _left(mantissa, exponent, k):
+    """Each state's left neighbour, a probability of 0 where there is none."""
+    high = mantissa.to(tl.int32, bitcast=True).to(tl.int64) << 32
+    both = high | (exponent.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF)
+    both = tl.gather(both, tl.maximum(k - 1, 0), 0)
+    mantissa = (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    exponent = both.to(tl.int32).to(tl.float32, bitcast=True)
+    return tl.where(k == 0, 0.0, mantissa), tl.where(k == 0, _ZERO, exponent)
 
 
 @triton.jit
-def _enter(blank_m: Any, blank_e: Any, label_m: Any, label_e: Any, k: Any, skips: Any) -> Any:
+def _enter(blank_m, blank_e, label_m, label_e, k, skips):
     """What flows into the blank before each label, and into each label, before emission."""
-    left_m = _left(label_m, k, 0.0)
-    left_e = _left(label_e, k, _ZERO)
+    left_m, left_e = _left(label_m, label_e, k)
     top = tl.maximum(blank_e, left_e)
     from_blank = _power(blank_e - top) * blank_m
     from_left = _power(left_e - top) * left_m
     label_top = tl.maximum(top, label_e)
-    shift = _power(top - label_top)
-    into_label = _power(label_e - label_top) * label_m + shift * (
-        from_blank + tl.where(skips, from_left, 0.0)
-    )
+    into_label = _power(label_e - label_top) * label_m
+    into_label += _power(top - label_top) * (from_blank + tl.where(skips, from_left, 0.0))
     return from_blank + from_left, top, into_label, label_top
 
 
 @triton.jit
-def _sum(mantissa: Any, exponent: Any, more_mantissa: Any, more_exponent: Any) -> Any:
+def _emit(into_m, into_e, into_label_m, into_label_e, logit, peak, inverse, blank, valid):
+    """The states after emission."""
+    emit_m, emit_e = _probability(logit, peak, inverse)
+    emit_m = tl.where(valid, emit_m, 0.0)
+    blank_m, blank_e = _probability(blank, peak, inverse)
+    blank_m, blank_e = _normalised(into_m * blank_m, into_e + blank_e)
+    label_m, label_e = _normalised(into_label_m * emit_m, into_label_e + emit_e)
+    return blank_m, blank_e, label_m, label_e
+
+
+@triton.jit
+def _sum(mantissa, exponent, more_mantissa, more_exponent):
     """Sum of two vectors of probabilities."""
     top = tl.maximum(tl.max(exponent, 0), tl.max(more_exponent, 0))
     parts = mantissa * _power(exponent - top) + more_mantissa * _power(more_exponent - top)
@@ -89,9 +100,7 @@ def _sum(mantissa: Any, exponent: Any, more_mantissa: Any, more_exponent: Any) -
 
 
 @triton.jit
-def _direction(
-    direction: Any, b: Any, targets: Any, target_lengths: Any, width: Any, BLOCK: tl.constexpr
-) -> Any:
+def _direction(direction, b, targets, target_lengths, width, BLOCK: tl.constexpr):
     """Places k of a direction: labels, their positions and whether a blank may be skipped."""
     k = tl.arange(0, BLOCK)
     count = tl.load(target_lengths + b).to(tl.int32)
@@ -105,20 +114,37 @@ def _direction(
 
 
 @triton.jit
+def _frame(frames, label_logits, row, width, position, valid, here):
+    """Logits of the labels; the frame's peak, inverse total and blank logit."""
+    logit = tl.load(label_logits + row * width + position, mask=valid & here, other=0.0)
+    peak = tl.load(frames + row * 4, mask=here, other=0.0)
+    inverse = tl.load(frames + row * 4 + 1, mask=here, other=0.0)
+    blank = tl.load(frames + row * 4 + 2, mask=here, other=0.0)
+    return logit, peak, inverse, blank
+
+
+@triton.jit
+def _keep(kept_m, kept_e, row, width, position, valid, label_m, label_e):
+    tl.store(kept_m + row * width + position, label_m, mask=valid)
+    tl.store(kept_e + row * width + position, label_e, mask=valid)
+
+
+@triton.jit
 def sweep_halves(
-    frames: Any,
-    label_logits: Any,
-    targets: Any,
-    frame_lengths: Any,
-    target_lengths: Any,
-    kept_m: Any,
-    kept_e: Any,
-    carry: Any,
-    batch: Any,
-    T: Any,
-    width: Any,
+    frames,
+    label_logits,
+    targets,
+    frame_lengths,
+    target_lengths,
+    kept_m,
+    kept_e,
+    carry,
+    batch,
+    T,
+    width,
+    ctc_heads,
     BLOCK: tl.constexpr,
-) -> None:
+):
     """Alpha over the first half of an utterance's frames, beta over the second.
 
     Args:
@@ -133,49 +159,60 @@ def sweep_halves(
         batch: B.
         T: Frames.
         width: U.
+        ctc_heads: Bit h is set for a head with a CTC loss.
         BLOCK: A power of two above U.
     """
     i = tl.program_id(0).to(tl.int64)
     direction = tl.program_id(1)
     b = i % batch
-    k, count, valid, position, skips = _direction(
-        direction, b, targets, target_lengths, width, BLOCK
-    )
-    length = tl.load(frame_lengths + b).to(tl.int32)
+    k, _, valid, position, skips = _direction(direction, b, targets, target_lengths, width, BLOCK)
+    asked = (ctc_heads >> (i // batch).to(tl.int32)) & 1
+    length = tl.load(frame_lengths + b).to(tl.int32) * asked
     middle = length // 2
     steps = tl.where(direction == 0, middle, length - middle)
     blank_m = tl.where(k == 0, 1.0, 0.0)
     blank_e = tl.where(k == 0, 0.0, _ZERO)
     label_m = tl.zeros([BLOCK], tl.float32)
     label_e = tl.full([BLOCK], _ZERO, tl.float32)
-
-    start = i * T + tl.where(direction == 0, 0, length - 1)
+    row = i * T + tl.where(direction == 0, 0, length - 1)
     ahead = tl.where(direction == 0, 1, -1)
-    here = steps > 0
-    next_logit = tl.load(label_logits + start * width + position, mask=valid & here, other=0.0)
-    next_peak = tl.load(frames + start * 4, mask=here, other=0.0)
-    next_inverse = tl.load(frames + start * 4 + 1, mask=here, other=0.0)
-    next_blank = tl.load(frames + start * 4 + 2, mask=here, other=0.0)
-    for step in range(steps):
-        row = start + step * ahead
-        logit, peak, inverse, blank_logit = next_logit, next_peak, next_inverse, next_blank
-        # The next frame's loads are under way while this one is worked on.
-        here = step + 1 < steps
-        row_after = row + ahead
-        next_logit = tl.load(
-            label_logits + row_after * width + position, mask=valid & here, other=0.0
-        )
-        next_peak = tl.load(frames + row_after * 4, mask=here, other=0.0)
-        next_inverse = tl.load(frames + row_after * 4 + 1, mask=here, other=0.0)
-        next_blank = tl.load(frames + row_after * 4 + 2, mask=here, other=0.0)
-        emit_m, emit_e = _probability(logit, peak, inverse)
-        emit_m = tl.where(valid, emit_m, 0.0)
-        blank_emit_m, blank_emit_e = _probability(blank_logit, peak, inverse)
-        into_m, into_e, label_m, label_e = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-        blank_m, blank_e = _normalised(into_m * blank_emit_m, into_e + blank_emit_e)
-        label_m, label_e = _normalised(label_m * emit_m, label_e + emit_e)
-        tl.store(kept_m + row * width + position, label_m, mask=valid)
-        tl.store(kept_e + row * width + position, label_e, mask=valid)
+
+    # Four frames are loaded while the four before them are worked on: memory answers in the time
+    # of several steps.
+    place = frames, label_logits
+    z0, p0, s0, c0 = _frame(*place, row, width, position, valid, steps > 3)
+    z1, p1, s1, c1 = _frame(*place, row + ahead, width, position, valid, steps > 3)
+    z2, p2, s2, c2 = _frame(*place, row + 2 * ahead, width, position, valid, steps > 3)
+    z3, p3, s3, c3 = _frame(*place, row + 3 * ahead, width, position, valid, steps > 3)
+    for step in range(0, steps - 3, 4):
+        y0, m0, t0, d0 = z0, p0, s0, c0
+        y1, m1, t1, d1 = z1, p1, s1, c1
+        y2, m2, t2, d2 = z2, p2, s2, c2
+        y3, m3, t3, d3 = z3, p3, s3, c3
+        more = step + 7 < steps
+        z0, p0, s0, c0 = _frame(*place, row + 4 * ahead, width, position, valid, more)
+        z1, p1, s1, c1 = _frame(*place, row + 5 * ahead, width, position, valid, more)
+        z2, p2, s2, c2 = _frame(*place, row + 6 * ahead, width, position, valid, more)
+        z3, p3, s3, c3 = _frame(*place, row + 7 * ahead, width, position, valid, more)
+        a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y0, m0, t0, d0, valid)
+        _keep(kept_m, kept_e, row, width, position, valid, label_m, label_e)
+        a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y1, m1, t1, d1, valid)
+        _keep(kept_m, kept_e, row + ahead, width, position, valid, label_m, label_e)
+        a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y2, m2, t2, d2, valid)
+        _keep(kept_m, kept_e, row + 2 * ahead, width, position, valid, label_m, label_e)
+        a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y3, m3, t3, d3, valid)
+        _keep(kept_m, kept_e, row + 3 * ahead, width, position, valid, label_m, label_e)
+        row += 4 * ahead
+    for _ in range(steps % 4):
+        y, m, t, d = _frame(*place, row, width, position, valid, True)
+        a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y, m, t, d, valid)
+        _keep(kept_m, kept_e, row, width, position, valid, label_m, label_e)
+        row += ahead
     state = carry + (i * 2 + direction) * 4 * BLOCK + k
     tl.store(state, blank_m)
     tl.store(state + BLOCK, blank_e)
@@ -184,24 +221,40 @@ def sweep_halves(
 
 
 @triton.jit
+def _met(kept_m, kept_e, row, width, position, valid, here):
+    """The other direction's label states at a frame."""
+    mantissa = tl.load(kept_m + row * width + position, mask=valid & here, other=0.0)
+    return mantissa, tl.load(kept_e + row * width + position, mask=valid & here, other=0.0)
+
+
+@triton.jit
+def _add_occupancy(place, into_m, into_e, met_m, met_e, scale, total_e, valid):
+    """Adds the label states' share of the likelihood; integers have the same sum in any order."""
+    share = into_m * met_m * scale * _power(into_e + met_e - total_e)
+    amount = tl.where(share < 2.0e9, share + 0.5, 0.0).to(tl.int32)
+    tl.atomic_add(place, amount, mask=valid & (amount > 0), sem="relaxed")
+
+
+@triton.jit
 def sweep_occupancies(
-    frames: Any,
-    label_logits: Any,
-    targets: Any,
-    frame_lengths: Any,
-    target_lengths: Any,
-    kept_m: Any,
-    kept_e: Any,
-    carry: Any,
-    slots: Any,
-    occupancy: Any,
-    loss: Any,
-    batch: Any,
-    T: Any,
-    width: Any,
+    frames,
+    label_logits,
+    targets,
+    frame_lengths,
+    target_lengths,
+    kept_m,
+    kept_e,
+    carry,
+    slots,
+    occupancy,
+    loss,
+    batch,
+    T,
+    width,
+    ctc_heads,
     WITH_OCCUPANCY: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+):
     """The loss where the halves meet, and each direction on through the other's half.
 
     Args:
@@ -219,6 +272,7 @@ def sweep_occupancies(
         batch: B.
         T: Frames.
         width: U.
+        ctc_heads: As above.
         WITH_OCCUPANCY: False for the loss alone.
         BLOCK: As above.
     """
@@ -228,7 +282,8 @@ def sweep_occupancies(
     k, count, valid, position, skips = _direction(
         direction, b, targets, target_lengths, width, BLOCK
     )
-    length = tl.load(frame_lengths + b).to(tl.int32)
+    asked = (ctc_heads >> (i // batch).to(tl.int32)) & 1
+    length = tl.load(frame_lengths + b).to(tl.int32) * asked
     middle = length // 2
     steps = tl.where(direction == 0, length - middle, middle)
     state = carry + (i * 2 + direction) * 4 * BLOCK + k
@@ -244,12 +299,8 @@ def sweep_occupancies(
     met_blank_e = tl.load(other + BLOCK + count - k, mask=with_blank, other=_ZERO)
     met_m = tl.load(other + 2 * BLOCK + count - 1 - k, mask=valid, other=0.0)
     met_e = tl.load(other + 3 * BLOCK + count - 1 - k, mask=valid, other=_ZERO)
-    into_m, into_e, into_label_m, into_label_e = _enter(
-        blank_m, blank_e, label_m, label_e, k, skips
-    )
-    total_m, total_e = _sum(
-        into_m * met_blank_m, into_e + met_blank_e, into_label_m * met_m, into_label_e + met_e
-    )
+    a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
+    total_m, total_e = _sum(a * met_blank_m, x + met_blank_e, v * met_m, w + met_e)
     if direction == 0:
         value = -(total_e + tl.log2(total_m)) * 0.6931471805599453
         value = tl.where(total_m == 0.0, float("inf"), value)
@@ -257,39 +308,50 @@ def sweep_occupancies(
         tl.store(loss + i, tl.where(length == 0, none, value))
     if WITH_OCCUPANCY:
         scale = tl.where(total_m > 0.0, FIXED_POINT / total_m, 0.0)
-        slot = tl.load(slots + b * width + position, mask=valid, other=0)
-        start = i * T + tl.where(direction == 0, middle, middle - 1)
+        places = occupancy + tl.load(slots + b * width + position, mask=valid, other=0)
+        row = i * T + tl.where(direction == 0, middle, middle - 1)
         ahead = tl.where(direction == 0, 1, -1)
-        here = steps > 0
-        next_logit = tl.load(label_logits + start * width + position, mask=valid & here, other=0.0)
-        next_m = tl.load(kept_m + start * width + position, mask=valid & here, other=0.0)
-        next_e = tl.load(kept_e + start * width + position, mask=valid & here, other=0.0)
-        next_peak = tl.load(frames + start * 4, mask=here, other=0.0)
-        next_inverse = tl.load(frames + start * 4 + 1, mask=here, other=0.0)
-        next_blank = tl.load(frames + start * 4 + 2, mask=here, other=0.0)
-        for step in range(steps):
-            row = start + step * ahead
-            logit, peak, inverse, blank_logit = next_logit, next_peak, next_inverse, next_blank
-            met_m, met_e = next_m, next_e
-            here = step + 1 < steps
-            row_after = row + ahead
-            next_logit = tl.load(
-                label_logits + row_after * width + position, mask=valid & here, other=0.0
-            )
-            next_m = tl.load(kept_m + row_after * width + position, mask=valid & here, other=0.0)
-            next_e = tl.load(kept_e + row_after * width + position, mask=valid & here, other=0.0)
-            next_peak = tl.load(frames + row_after * 4, mask=here, other=0.0)
-            next_inverse = tl.load(frames + row_after * 4 + 1, mask=here, other=0.0)
-            next_blank = tl.load(frames + row_after * 4 + 2, mask=here, other=0.0)
-            emit_m, emit_e = _probability(logit, peak, inverse)
-            emit_m = tl.where(valid, emit_m, 0.0)
-            blank_emit_m, blank_emit_e = _probability(blank_logit, peak, inverse)
-            into_m, into_e, label_m, label_e = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-            share = label_m * met_m * scale * _power(label_e + met_e - total_e)
-            amount = tl.where(share < 2.0e9, share + 0.5, 0.0).to(tl.int32)
-            # Integers add up to the same sum in any order.
-            tl.atomic_add(
-                occupancy + row * width + slot, amount, mask=valid & (amount > 0), sem="relaxed"
-            )
-            blank_m, blank_e = _normalised(into_m * blank_emit_m, into_e + blank_emit_e)
-            label_m, label_e = _normalised(label_m * emit_m, label_e + emit_e)
+        place = frames, label_logits
+        kept = kept_m, kept_e
+        z0, p0, s0, c0 = _frame(*place, row, width, position, valid, steps > 3)
+        f0, g0 = _met(*kept, row, width, position, valid, steps > 3)
+        z1, p1, s1, c1 = _frame(*place, row + ahead, width, position, valid, steps > 3)
+        f1, g1 = _met(*kept, row + ahead, width, position, valid, steps > 3)
+        z2, p2, s2, c2 = _frame(*place, row + 2 * ahead, width, position, valid, steps > 3)
+        f2, g2 = _met(*kept, row + 2 * ahead, width, position, valid, steps > 3)
+        z3, p3, s3, c3 = _frame(*place, row + 3 * ahead, width, position, valid, steps > 3)
+        f3, g3 = _met(*kept, row + 3 * ahead, width, position, valid, steps > 3)
+        for step in range(0, steps - 3, 4):
+            y0, m0, t0, d0, h0, i0 = z0, p0, s0, c0, f0, g0
+            y1, m1, t1, d1, h1, i1 = z1, p1, s1, c1, f1, g1
+            y2, m2, t2, d2, h2, i2 = z2, p2, s2, c2, f2, g2
+            y3, m3, t3, d3, h3, i3 = z3, p3, s3, c3, f3, g3
+            more = step + 7 < steps
+            z0, p0, s0, c0 = _frame(*place, row + 4 * ahead, width, position, valid, more)
+            f0, g0 = _met(*kept, row + 4 * ahead, width, position, valid, more)
+            z1, p1, s1, c1 = _frame(*place, row + 5 * ahead, width, position, valid, more)
+            f1, g1 = _met(*kept, row + 5 * ahead, width, position, valid, more)
+            z2, p2, s2, c2 = _frame(*place, row + 6 * ahead, width, position, valid, more)
+            f2, g2 = _met(*kept, row + 6 * ahead, width, position, valid, more)
+            z3, p3, s3, c3 = _frame(*place, row + 7 * ahead, width, position, valid, more)
+            f3, g3 = _met(*kept, row + 7 * ahead, width, position, valid, more)
+            a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
+            _add_occupancy(places + row * width, v, w, h0, i0, scale, total_e, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y0, m0, t0, d0, valid)
+            a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
+            _add_occupancy(places + (row + ahead) * width, v, w, h1, i1, scale, total_e, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y1, m1, t1, d1, valid)
+            a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
+            _add_occupancy(places + (row + 2 * ahead) * width, v, w, h2, i2, scale, total_e, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y2, m2, t2, d2, valid)
+            a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
+            _add_occupancy(places + (row + 3 * ahead) * width, v, w, h3, i3, scale, total_e, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y3, m3, t3, d3, valid)
+            row += 4 * ahead
+        for _ in range(steps % 4):
+            y, m, t, d = _frame(*place, row, width, position, valid, True)
+            h, g = _met(*kept, row, width, position, valid, True)
+            a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
+            _add_occupancy(places + row * width, v, w, h, g, scale, total_e, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y, m, t, d, valid)
+            row += ahead

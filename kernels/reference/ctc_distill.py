@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from interkd.kernels.autograd import Losses
 from interkd.kernels.composed import composed_gradients, composed_losses
 from interkd.kernels.problem import Problem
 from interkd.kernels.reference.ctc import ctc_loss_and_gradient
@@ -14,6 +15,6 @@ gradients = composed_gradients
 
 def losses(
     logits: tuple[Tensor, ...], problem: Problem, with_gradient: bool
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Losses `(H, B)` of both kinds; their gradients come with them, asked for or not."""
+) -> tuple[Losses, tuple[Tensor, ...]]:
+    """The losses; their gradients come with them, asked for or not."""
     return composed_losses(ctc_loss_and_gradient, divergence_and_gradient, logits, problem)

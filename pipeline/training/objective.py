@@ -118,7 +118,7 @@ class Objective:
             total=losses.total.sum() * scale,
             ctc=ctc.sum(1) * scale,
             distill=losses.distill.sum(1) * scale,
-            impossible=losses.impossible,
+            impossible=losses.impossible.sum(),
         )
 
     def _scale(self, frame_lengths: Tensor, target_lengths: Tensor) -> Tensor | float:

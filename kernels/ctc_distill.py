@@ -106,7 +106,10 @@ def ctc_distill_loss(
             raise ConfigError(
                 "CTC", expected="targets and both lengths, or CTC weights of 0", got="None"
             )
-        problems |= check_targets(heads[0], targets, frame_lengths, target_lengths, blank_index)
+        problems |= check_targets(
+            *(heads[0], targets, frame_lengths, target_lengths, blank_index),
+            check_values=check_values,
+        )
         transcripts = Transcripts(
             heads=ctc_heads,
             targets=targets,
@@ -120,9 +123,8 @@ def ctc_distill_loss(
                 "divergence", expected="a teacher and compared_lengths, or weights of 0", got="None"
             )
         _check_settings(divergence, tail, temperature)
-        problems |= check_teacher(heads[0], teacher, compared_lengths)
-    if check_values:
-        refuse_any(problems)
+        problems |= check_teacher(heads[0], teacher, compared_lengths, check_values=check_values)
+    refuse_any(problems)
     if distilled_heads and teacher is not None and compared_lengths is not None:
         distillation = Distillation(
             heads=distilled_heads,

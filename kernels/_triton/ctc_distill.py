@@ -18,7 +18,7 @@ from interkd.kernels.weighting import weights_on
 
 _TAILS = {"bucket": 0, "uniform": 1, "renormalise": 2}
 _HEADS_AT_ONCE = 4  # a launch names so many tensors
-_WIDEST_BLOCK = 8192
+_WIDEST_BLOCK = 1024
 _KEPT_AT_ONCE = 16
 
 
@@ -26,11 +26,12 @@ class _State(NamedTuple):
     """What the gradient needs beside the logits.
 
     Attributes:
-        frames: Peak, inverse total and blank logit, float32 `(H, B, T, 4)`.
+        frames: Peak, inverse total and the blank's probability, float32 `(H, B, T, 4)`.
         teacher_frames: float32 `(H, B, T, 4)`, see `frame_gradients`.
         slopes: Gradient of the divergence on the kept logits, float32 `(H, E)`.
         occupancy: Of each slot, int32 `(H, B, T, U)`.
         slot_of: Slot of every token, -1 for none, int32 `(B, V)`.
+        slots: Slot of each target, int32 `(B, U)`.
         ctc: Losses, float32 `(H, B)`.
         distill: Losses, float32 `(H, B)`.
     """
@@ -40,6 +41,7 @@ class _State(NamedTuple):
     slopes: Tensor
     occupancy: Tensor
     slot_of: Tensor
+    slots: Tensor
     ctc: Tensor
     distill: Tensor
 
@@ -64,13 +66,13 @@ def losses(
         slopes=empty(heads if kd else 0, entries),
         occupancy=empty(heads if half else 0, batch, frames, width, dtype=torch.int32),
         slot_of=empty(batch if half else 0, vocab_size, dtype=torch.int32),
+        slots=empty(batch if half else 0, width, dtype=torch.int32),
         ctc=empty(heads, batch),
         distill=empty(heads, batch),
     )
     result = Losses(empty(batch), state.ctc, state.distill, empty(batch, dtype=torch.bool))
     if not batch:
         return result, tuple(state)
-    slots = empty(batch, width, dtype=torch.int32)
     probs, rests = empty(2, entries), empty(2, teacher_length)
     targets = half.targets.contiguous() if half else None
     lengths = (half.frame_lengths, half.target_lengths) if half else (None, None)
@@ -79,7 +81,7 @@ def losses(
     temperature = kd.temperature if kd else 1.0
     columns = _columns(kd)
     prepare[(max(batch if half else 0, teacher_length, 1),)](
-        *(targets, lengths[1], state.slot_of, slots),
+        *(targets, lengths[1], state.slot_of, state.slots),
         *(columns["entry_offsets"], kd.teacher.log_probs if kd else None, probs, rests),
         *(batch, width, teacher_length, entries, vocab_size, temperature),
         **asked,
@@ -95,8 +97,7 @@ def losses(
         group = [_rows(head) for head in logits[first : first + _HEADS_AT_ONCE]]
         offsets, aligned = _offsets(group)
         frame_losses[(frames, batch, len(group))](
-            *(group[0], *offsets, group[0].stride(0), group[0].stride(1)),
-            *(targets, *lengths),
+            *(group[0], *offsets, targets, *lengths),
             **columns,
             probs=probs,
             rests=rests,
@@ -127,7 +128,7 @@ def losses(
             BLOCK_K=_KEPT_AT_ONCE,
             num_warps=_warps(block),
         )
-    ctc_losses = _sweep(half, state, label_logits, slots, with_gradient) if half else None
+    ctc_losses = _sweep(half, state, label_logits, with_gradient) if half else None
     combine[(batch,)](
         *(ctc_losses if half else state.ctc, divergence if kd else state.distill),
         weights_on(device, problem),
@@ -156,17 +157,19 @@ def gradients(
         return
     block = min(triton.next_power_of_2(vocab_size), _WIDEST_BLOCK)
     columns = _columns(kd)
+    lengths = (half.frame_lengths, half.target_lengths) if half else (None, None)
     for first in range(0, len(logits), _HEADS_AT_ONCE):
         heads = slice(first, first + _HEADS_AT_ONCE)
         group = [_rows(head) for head in logits[heads]]
         offsets, aligned = _offsets(group)
         out_offsets, out_aligned = _offsets(out[heads])
         frame_gradients[(frames, batch, len(group))](
-            *(group[0], *offsets, group[0].stride(0), group[0].stride(1)),
-            *(out[first], *out_offsets, half.frame_lengths if half else None),
+            *(group[0], *offsets, out[first], *out_offsets),
+            *((half.targets.contiguous(), *lengths) if half else (None, *lengths)),
             **columns,
             frames=parts.frames,
             slot_of=parts.slot_of,
+            slots=parts.slots,
             occupancy=parts.occupancy,
             teacher_frames=parts.teacher_frames,
             slopes=parts.slopes,
@@ -190,13 +193,12 @@ def gradients(
             ALIGNED=aligned and out_aligned,
             BLOCK=block,
             BLOCK_U=triton.next_power_of_2(max(parts.occupancy.shape[3], 1)),
+            BLOCK_K=_KEPT_AT_ONCE,
             num_warps=_warps(block),
         )
 
 
-def _sweep(
-    half: Transcripts, state: _State, label_logits: Tensor, slots: Tensor, with_gradient: bool
-) -> Tensor:
+def _sweep(half: Transcripts, state: _State, label_logits: Tensor, with_gradient: bool) -> Tensor:
     """CTC loss `(H, B)`; adds up the occupancies."""
     heads, batch, frames, width = label_logits.shape
     block = max(32, triton.next_power_of_2(width + 1))
@@ -212,7 +214,9 @@ def _sweep(
     grid, options = (heads * batch, 2), {"BLOCK": block, "num_warps": _sweep_warps(block)}
     sweep_halves[grid](*shared, *sizes, **options)
     sweep_occupancies[grid](
-        *(*shared, slots, state.occupancy, loss, *sizes), WITH_OCCUPANCY=with_gradient, **options
+        *(*shared, state.slots, state.occupancy, loss, *sizes),
+        WITH_OCCUPANCY=with_gradient,
+        **options,
     )
     return loss
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interkd.kernels._triton.lattice import FIXED_POINT
+from interkd.kernels._triton.lattice import FIXED_POINT, probability
 from interkd.kernels._triton.prepare import BUCKET, RENORMALISE, UNIFORM, finite_or_zero
 
+_FEW = tl.constexpr(4)  # kept tokens that are struck out one by one
 _SMALLEST_SUM = tl.constexpr(1e-25)  # of exponentials below the frame's largest logit
 
 
@@ -44,7 +45,7 @@ def _row_sums(
     z,
     tokens,
     first,
-    end,
+    struck,
     vocab_size,
     inverse_tau,
     DISTILL: tl.constexpr,
@@ -56,8 +57,9 @@ def _row_sums(
     """The frame's peak and sums below it.
 
     Returns:
-        The peak; the sum of `e = exp(z - peak)` over all tokens and over those not kept; over the
-        latter also, under UNIFORM, of `e^(1/tau)`, of its square, and of `z - peak`.
+        The peak; the sum of `e = exp(z - peak)` over all tokens, and over all but those of the
+        entries from `first` to `struck`; over the latter also, under UNIFORM, of `e^(1/tau)`, of
+        its square, and of `z - peak`.
     """
     v = tl.arange(0, BLOCK)
     if ONE_BLOCK:
@@ -73,7 +75,7 @@ def _row_sums(
         distance = total
         if DISTILL:
             if TAIL != RENORMALISE:
-                rest = _unkept(v, tokens, first, end, vocab_size)
+                rest = _unkept(v, tokens, first, struck, vocab_size)
                 total_rest = tl.sum(tl.where(rest, e, 0.0), 0)
                 if TAIL == UNIFORM:
                     if TAU:
@@ -101,7 +103,7 @@ def _row_sums(
         totals = totals * tl.exp(fall) + e
         if DISTILL:
             if TAIL != RENORMALISE:
-                rest = _unkept(start + v, tokens, first, end, vocab_size)
+                rest = _unkept(start + v, tokens, first, struck, vocab_size)
                 rests = rests * tl.exp(fall) + tl.where(rest, e, 0.0)
                 if TAIL == UNIFORM:
                     e = tl.where(rest, tl.exp(below * inverse_tau), 0.0)
@@ -118,7 +120,7 @@ def _row_sums(
     fall = tl.exp((peaks - shift) * inverse_tau)
     soft = tl.sum(softs * fall, 0)
     squares = tl.sum(squared * fall * fall, 0)
-    distance = tl.sum(distances, 0) + (vocab_size - (end - first)) * (reference - shift)
+    distance = tl.sum(distances, 0) + (vocab_size - (struck - first)) * (reference - shift)
     return peak, total, total_rest, soft, squares, distance
 
 
@@ -145,8 +147,6 @@ def frame_losses(
     offset1: tl.int64,
     offset2: tl.int64,
     offset3: tl.int64,
-    batch_stride,
-    frame_stride,
     targets,
     frame_lengths,
     target_lengths,
@@ -190,12 +190,10 @@ def frame_losses(
     """Frame t of utterance b under head h: all that losses and gradient need of the logits.
 
     Args:
-        logits: The first of up to four heads, `(B, T, V)`, V contiguous.
+        logits: The first of up to four heads, `(B, T, V)` contiguous.
         offset1: Elements from it to the second head.
         offset2: To the third.
         offset3: To the fourth.
-        batch_stride: Of the logits over B.
-        frame_stride: Of the logits over T.
         targets: int64 `(B, U)`.
         frame_lengths: int64 `(B,)`.
         target_lengths: int64 `(B,)`.
@@ -206,7 +204,7 @@ def frame_losses(
         selected: bool `(N,)`, read if SELECTED.
         probs: The teacher's, see `prepare`.
         rests: The teacher's, see `prepare`.
-        frames: To fill: peak, inverse total and blank logit, float32 `(H, B, T, 4)`.
+        frames: To fill: peak, inverse total and the blank's probability, float32 `(H, B, T, 4)`.
         label_logits: To fill, float32 `(H, B, T, U)`.
         occupancy: To fill with zeros, int32 `(H, B, T, U)`.
         teacher_frames: To fill: shift, factor, each, weighted, float32 `(H, B, T, 4)`; see
@@ -241,7 +239,7 @@ def frame_losses(
     b = tl.program_id(1).to(tl.int64)
     h = tl.program_id(2)
     z = _of_head(logits, h, offset1, offset2, offset3, ALIGNED)
-    z += b * batch_stride + t * frame_stride.to(tl.int64)
+    z += (b * T + t) * vocab_size
     h += first_head
     row = (h * batch + b) * T + t
     in_ctc = False
@@ -261,14 +259,21 @@ def frame_losses(
         end = tl.load(entry_offsets + n + 1, mask=compared, other=0).to(tl.int32)
     if in_ctc | compared:
         inverse_tau = 1.0 / temperature
+        struck = end
+        if TAIL == BUCKET:
+            # Striking out many tokens takes longer than taking their sum off the total.
+            struck = tl.where(end - first > _FEW, first, end)
         peak, total, total_rest, soft_rest, squares_rest, distance_rest = _row_sums(
-            z, tokens, first, end, vocab_size, inverse_tau, DISTILL, TAIL, TAU, ONE_BLOCK, BLOCK
+            z, tokens, first, struck, vocab_size, inverse_tau, DISTILL, TAIL, TAU, ONE_BLOCK, BLOCK
         )
         tl.store(frames + row * 4, peak)
         tl.store(frames + row * 4 + 1, 1.0 / total)
         if CTC:
             if in_ctc:
-                tl.store(frames + row * 4 + 2, tl.load(z + blank).to(tl.float32))
+                value = tl.load(z + blank).to(tl.float32)
+                blank_m, blank_e = probability(value, peak, 1.0 / total)
+                tl.store(frames + row * 4 + 2, blank_m)
+                tl.store(frames + row * 4 + 3, blank_e)
                 u = tl.arange(0, BLOCK_U)
                 valid = u < tl.load(target_lengths + b)
                 label = tl.load(targets + b * width + u, mask=valid, other=0)
@@ -287,15 +292,6 @@ def frame_losses(
                 shift = finite_or_zero(peak)
                 tail_score = -float("inf")
                 top = shift
-                if TAIL == BUCKET:
-                    if total_rest < _SMALLEST_SUM:
-                        shift, total_rest = _rest_below_its_peak(
-                            z, tokens, first, end, vocab_size, BLOCK
-                        )
-                        shift = finite_or_zero(shift)
-                    # A tail of no mass, unlike one of no number, has no logarithm.
-                    tail_score = shift + tl.log(total_rest)
-                    tail_score = tl.where(total_rest == 0.0, -float("inf"), tail_score)
                 if TAIL == RENORMALISE:
                     top = -float("inf")
                     for j in range(first, end, BLOCK_K):
@@ -303,20 +299,53 @@ def frame_losses(
                         token = tl.load(tokens + j + lane, mask=there, other=0)
                         value = tl.load(z + token, mask=there, other=-float("inf"))
                         top = tl.maximum(top, tl.max(value.to(tl.float32), 0))
-                sums = tl.zeros([BLOCK_K], tl.float32)
-                for j in range(first, end, BLOCK_K):
-                    there = j + lane < end
-                    token = tl.load(tokens + j + lane, mask=there, other=0)
-                    value = tl.load(z + token, mask=there, other=-float("inf")).to(tl.float32)
-                    sums += tl.where(there, tl.exp((value - top) * inverse_tau), 0.0)
-                q_total = tl.sum(sums, 0)
+                q_total = total
+                summed = True
                 if TAIL == BUCKET:
+                    if not TAU:
+                        summed = struck < end
+                if summed:
+                    sums = tl.zeros([BLOCK_K], tl.float32)
+                    for j in range(first, end, BLOCK_K):
+                        there = j + lane < end
+                        token = tl.load(tokens + j + lane, mask=there, other=0)
+                        value = tl.load(z + token, mask=there, other=-float("inf"))
+                        value = (value.to(tl.float32) - top) * inverse_tau
+                        sums += tl.where(there, tl.exp(value), 0.0)
+                    q_total = tl.sum(sums, 0)
+                if TAIL == BUCKET:
+                    if struck < end:
+                        kept = q_total
+                        if TAU:
+                            sums = tl.zeros([BLOCK_K], tl.float32)
+                            for j in range(first, end, BLOCK_K):
+                                there = j + lane < end
+                                token = tl.load(tokens + j + lane, mask=there, other=0)
+                                value = tl.load(z + token, mask=there, other=-float("inf"))
+                                value = value.to(tl.float32) - top
+                                sums += tl.where(there, tl.exp(value), 0.0)
+                            kept = tl.sum(sums, 0)
+                        total_rest = total - kept
+                        # What is left of a difference must still have its digits.
+                        total_rest = tl.where(total_rest < total * 0.00390625, 0.0, total_rest)
+                    if (total_rest < _SMALLEST_SUM) & (rest > 0):
+                        shift, total_rest = _rest_below_its_peak(
+                            z, tokens, first, end, vocab_size, BLOCK
+                        )
+                        shift = finite_or_zero(shift)
+                    # A tail of no mass, unlike one of no number, has no logarithm.
+                    tail_score = shift + tl.log(total_rest)
+                    tail_score = tl.where(
+                        (total_rest == 0.0) | (rest == 0), -float("inf"), tail_score
+                    )
                     if TAU:
                         # At a high temperature the tail's score may exceed every token's.
                         higher = tl.maximum(top, tail_score)
                         q_total *= tl.exp((top - higher) * inverse_tau)
                         top = higher
-                    q_total += tl.exp((tail_score - top) * inverse_tau)
+                        q_total += tl.exp((tail_score - top) * inverse_tau)
+                    else:
+                        q_total = total
                 if TAIL == UNIFORM:
                     q_total += soft_rest
                 log_total = tl.log(q_total)
@@ -381,7 +410,8 @@ def frame_losses(
                         slope = q_rest - p_rest
                         if SQUARED:
                             slope = 2.0 * q_rest * (slope - weighted)
-                        factor = tl.where(total_rest == 0.0, 0.0, slope * inverse_tau / total_rest)
+                        slope *= inverse_tau
+                        factor = tl.where(tail_score == -float("inf"), 0.0, slope / total_rest)
                     if TAIL == UNIFORM:
                         factor = 1.0 / q_total
                     place = teacher_frames + row * 4
@@ -392,18 +422,48 @@ def frame_losses(
 
 
 @triton.jit
+def _slopes(
+    value,
+    settings,
+    in_ctc,
+    compared,
+    CTC: tl.constexpr,
+    DISTILL: tl.constexpr,
+    SQUARED: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """The gradient on logits that neither the transcript nor the teacher holds."""
+    ctc_scale, peak, inverse, distill_scale, shift, factor, each, weighted, inverse_tau = settings
+    total = tl.where(value > 0.0, 0.0, 0.0)  # of its shape, and no number of its own
+    if CTC:
+        total = tl.where(in_ctc, ctc_scale * inverse * tl.exp(value - peak), 0.0)
+    if DISTILL:
+        if TAIL == BUCKET:
+            slope = factor * tl.exp(tl.minimum(value - shift, 0.0))
+            total += tl.where(compared, distill_scale * slope, 0.0)
+        if TAIL == UNIFORM:
+            # A frame that compares nothing has a factor of 0.
+            q = factor * tl.exp((value - shift) * inverse_tau)
+            slope = (q - each) * inverse_tau
+            if SQUARED:
+                slope = 2.0 * q * (q - each - weighted) * inverse_tau
+            total += tl.where(compared, distill_scale * slope, 0.0)
+    return total
+
+
+@triton.jit
 def frame_gradients(
     logits,
     offset1: tl.int64,
     offset2: tl.int64,
     offset3: tl.int64,
-    batch_stride,
-    frame_stride,
     out,
     out1: tl.int64,
     out2: tl.int64,
     out3: tl.int64,
+    targets,
     frame_lengths,
+    target_lengths,
     compared_lengths,
     frame_offsets,
     entry_offsets,
@@ -411,6 +471,7 @@ def frame_gradients(
     selected,
     frames,
     slot_of,
+    slots,
     occupancy,
     teacher_frames,
     slopes,
@@ -437,6 +498,7 @@ def frame_gradients(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_U: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """Frame t of utterance b under head h: the gradient on its logits, written once.
 
@@ -450,13 +512,13 @@ def frame_gradients(
         offset1: As there.
         offset2: As there.
         offset3: As there.
-        batch_stride: As there.
-        frame_stride: As there.
         out: Gradient of the first head, to fill, `(B, T, V)` contiguous.
         out1: Elements from it to the second head's.
         out2: To the third's.
         out3: To the fourth's.
+        targets: As there.
         frame_lengths: As there.
+        target_lengths: As there.
         compared_lengths: As there.
         frame_offsets: As there.
         entry_offsets: As there.
@@ -464,6 +526,7 @@ def frame_gradients(
         selected: As there.
         frames: As `frame_losses` filled it.
         slot_of: See `prepare`.
+        slots: See `prepare`.
         occupancy: int32 `(H, B, T, U)`, in units of 2^-30; the blank has what is left.
         teacher_frames: As `frame_losses` filled it.
         slopes: As `frame_losses` filled it.
@@ -490,19 +553,19 @@ def frame_gradients(
         ALIGNED: As there, of both kinds of offsets.
         BLOCK: As there.
         BLOCK_U: As there.
+        BLOCK_K: As there.
     """
     t = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
     h = tl.program_id(2)
     z = _of_head(logits, h, offset1, offset2, offset3, ALIGNED)
-    z += b * batch_stride + t * frame_stride.to(tl.int64)
+    z += (b * T + t) * vocab_size
     gradient = _of_head(out, h, out1, out2, out3, ALIGNED) + (b * T + t) * vocab_size
     h += first_head
     row = (h * batch + b) * T + t
     scale = tl.load(upstream + b)
     in_ctc = False
     ctc_scale = 0.0
-    blank_share = 0.0
     peak = 0.0
     inverse = 0.0
     if CTC:
@@ -512,9 +575,6 @@ def frame_gradients(
         in_ctc = in_ctc & ((ctc_heads >> h) & 1 == 1)
         peak = tl.load(frames + row * 4, mask=in_ctc, other=0.0)
         inverse = tl.load(frames + row * 4 + 1, mask=in_ctc, other=0.0)
-        u = tl.arange(0, BLOCK_U)
-        shares = tl.load(occupancy + row * width + u, mask=(u < width) & in_ctc, other=0)
-        blank_share = 1.0 - tl.sum(shares, 0).to(tl.float32) / FIXED_POINT
     compared = False
     distill_scale = 0.0
     first = 0
@@ -538,30 +598,50 @@ def frame_gradients(
         factor = tl.load(teacher_frames + row * 4 + 1, mask=compared, other=0.0)
         each = tl.load(teacher_frames + row * 4 + 2, mask=compared, other=0.0)
         weighted = tl.load(teacher_frames + row * 4 + 3, mask=compared, other=0.0)
+    inverse_tau = 1.0 / temperature
+    settings = ctc_scale, peak, inverse, distill_scale, shift, factor, each, weighted, inverse_tau
+    # Everywhere as if neither transcript nor teacher held the token; those that they hold after.
     for start in range(0, vocab_size, BLOCK):
         v = start + tl.arange(0, BLOCK)
         there = v < vocab_size
         value = tl.load(z + v, mask=there & (in_ctc | compared), other=0.0).to(tl.float32)
-        total = tl.zeros([BLOCK], tl.float32)
-        if CTC:
-            slot = tl.load(slot_of + b * vocab_size + v, mask=there & in_ctc, other=-1)
-            share = tl.load(occupancy + row * width + slot, mask=slot >= 0, other=0)
-            share = tl.where(v == blank, blank_share, share.to(tl.float32) / FIXED_POINT)
-            q = tl.exp(value - peak) * inverse
-            total = tl.where(in_ctc, ctc_scale * (q - share), 0.0)
-        if DISTILL:
-            slope = tl.zeros([BLOCK], tl.float32)
-            if TAIL == BUCKET:
-                slope = factor * tl.exp(tl.minimum(value - shift, 0.0))
-            if TAIL == UNIFORM:
-                inverse_tau = 1.0 / temperature
-                # A frame that compares nothing has a factor of 0.
-                q = factor * tl.exp((value - shift) * inverse_tau)
-                slope = (q - each) * inverse_tau
-                if SQUARED:
-                    slope = 2.0 * q * (q - each - weighted) * inverse_tau
-            place = slopes + h.to(tl.int64) * entries
-            for j in range(first, end):
-                slope = tl.where(v == tl.load(tokens + j), tl.load(place + j), slope)
-            total += tl.where(compared, distill_scale * slope, 0.0)
-        tl.store(gradient + v, total.to(out.dtype.element_ty), mask=there)
+        result = _slopes(value, settings, in_ctc, compared, CTC, DISTILL, SQUARED, TAIL)
+        tl.store(gradient + v, result.to(out.dtype.element_ty), mask=there)
+    blank_share = 0.0
+    if CTC:
+        if in_ctc:
+            tl.debug_barrier()
+            u = tl.arange(0, BLOCK_U)
+            valid = u < tl.load(target_lengths + b)
+            token = tl.load(targets + b * width + u, mask=valid, other=0)
+            slot = tl.load(slots + b * width + u, mask=valid, other=0)
+            shares = tl.load(occupancy + row * width + u, mask=valid, other=0)
+            blank_share = 1.0 - tl.sum(shares, 0).to(tl.float32) / FIXED_POINT
+            share = tl.load(occupancy + row * width + slot, mask=valid, other=0)
+            value = tl.load(z + token, mask=valid, other=0.0).to(tl.float32)
+            result = _slopes(value, settings, in_ctc, compared, CTC, DISTILL, SQUARED, TAIL)
+            result -= ctc_scale * (share.to(tl.float32) / FIXED_POINT)
+            tl.store(gradient + token, result.to(out.dtype.element_ty), mask=valid)
+            of_blank = tl.load(z + blank).to(tl.float32)
+            of_blank = _slopes(of_blank, settings, in_ctc, compared, CTC, DISTILL, SQUARED, TAIL)
+            of_blank -= ctc_scale * blank_share
+            tl.store(gradient + blank, of_blank.to(out.dtype.element_ty))
+    if DISTILL:
+        if compared:
+            tl.debug_barrier()
+            lane = tl.arange(0, BLOCK_K)
+            for j in range(first, end, BLOCK_K):
+                there = j + lane < end
+                kept = tl.load(tokens + j + lane, mask=there, other=0)
+                place = slopes + h.to(tl.int64) * entries + j
+                slope = distill_scale * tl.load(place + lane, mask=there, other=0.0)
+                if CTC:
+                    there_too = there & in_ctc
+                    at = tl.load(slot_of + b * vocab_size + kept, mask=there_too, other=-1)
+                    taken = tl.load(occupancy + row * width + at, mask=at >= 0, other=0)
+                    taken = taken.to(tl.float32) / FIXED_POINT
+                    taken = tl.where(kept == blank, blank_share, taken)
+                    q = tl.load(z + kept, mask=there_too, other=0.0).to(tl.float32)
+                    q = tl.exp(q - peak) * inverse
+                    slope += tl.where(in_ctc, ctc_scale * (q - taken), 0.0)
+                tl.store(gradient + kept, slope.to(out.dtype.element_ty), mask=there)

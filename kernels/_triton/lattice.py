@@ -42,8 +42,8 @@ def _normalised(mantissa, exponent):
 
 
 @triton.jit
-def _probability(logit, peak, inverse):
-    """`exp(logit - peak) * inverse`, the difference with its rounding error."""
+def probability(logit, peak, inverse):
+    """`exp(logit - peak) * inverse`, the difference with its rounding error; not normalised."""
     distance = logit - peak
     moved = logit - distance
     error = (logit - (distance + moved)) + (moved - peak)
@@ -53,7 +53,7 @@ def _probability(logit, peak, inverse):
     rest = tl.where(tl.abs(distance) > 1.0e6, 0.0, rest + error)
     nothing = distance == -float("inf")
     mantissa = tl.where(nothing, 0.0, tl.exp(rest) * inverse)
-    return _normalised(mantissa, tl.where(nothing, _ZERO, exponent))
+    return mantissa, tl.where(nothing, _ZERO, exponent)
 
 
 @triton.jit
@@ -81,11 +81,11 @@ def _enter(blank_m, blank_e, label_m, label_e, k, skips):
 
 
 @triton.jit
-def _emit(into_m, into_e, into_label_m, into_label_e, logit, peak, inverse, blank, valid):
+def _emit(into_m, into_e, into_label_m, into_label_e, frame, valid):
     """The states after emission."""
-    emit_m, emit_e = _probability(logit, peak, inverse)
+    logit, peak, inverse, blank_m, blank_e = frame
+    emit_m, emit_e = probability(logit, peak, inverse)
     emit_m = tl.where(valid, emit_m, 0.0)
-    blank_m, blank_e = _probability(blank, peak, inverse)
     blank_m, blank_e = _normalised(into_m * blank_m, into_e + blank_e)
     label_m, label_e = _normalised(into_label_m * emit_m, into_label_e + emit_e)
     return blank_m, blank_e, label_m, label_e
@@ -115,12 +115,13 @@ def _direction(direction, b, targets, target_lengths, width, BLOCK: tl.constexpr
 
 @triton.jit
 def _frame(frames, label_logits, row, width, position, valid, here):
-    """Logits of the labels; the frame's peak, inverse total and blank logit."""
+    """Logits of the labels; the frame's peak, inverse total and blank probability."""
     logit = tl.load(label_logits + row * width + position, mask=valid & here, other=0.0)
     peak = tl.load(frames + row * 4, mask=here, other=0.0)
     inverse = tl.load(frames + row * 4 + 1, mask=here, other=0.0)
-    blank = tl.load(frames + row * 4 + 2, mask=here, other=0.0)
-    return logit, peak, inverse, blank
+    blank_m = tl.load(frames + row * 4 + 2, mask=here, other=0.0)
+    blank_e = tl.load(frames + row * 4 + 3, mask=here, other=0.0)
+    return logit, peak, inverse, blank_m, blank_e
 
 
 @triton.jit
@@ -129,7 +130,8 @@ def _keep(kept_m, kept_e, row, width, position, valid, label_m, label_e):
     tl.store(kept_e + row * width + position, label_e, mask=valid)
 
 
-@triton.jit
+# A width known to be a multiple of 16 would spread the states over the threads in another order.
+@triton.jit(do_not_specialize=["width"])
 def sweep_halves(
     frames,
     label_logits,
@@ -148,7 +150,7 @@ def sweep_halves(
     """Alpha over the first half of an utterance's frames, beta over the second.
 
     Args:
-        frames: Per frame peak, inverse total and blank logit, float32 `(H, B, T, 4)`.
+        frames: Per frame peak, inverse total and the blank's probability, float32 `(H, B, T, 4)`.
         label_logits: float32 `(H, B, T, U)`.
         targets: int64 `(B, U)`.
         frame_lengths: int64 `(B,)`.
@@ -180,37 +182,37 @@ def sweep_halves(
     # Four frames are loaded while the four before them are worked on: memory answers in the time
     # of several steps.
     place = frames, label_logits
-    z0, p0, s0, c0 = _frame(*place, row, width, position, valid, steps > 3)
-    z1, p1, s1, c1 = _frame(*place, row + ahead, width, position, valid, steps > 3)
-    z2, p2, s2, c2 = _frame(*place, row + 2 * ahead, width, position, valid, steps > 3)
-    z3, p3, s3, c3 = _frame(*place, row + 3 * ahead, width, position, valid, steps > 3)
+    next0 = _frame(*place, row, width, position, valid, steps > 3)
+    next1 = _frame(*place, row + ahead, width, position, valid, steps > 3)
+    next2 = _frame(*place, row + 2 * ahead, width, position, valid, steps > 3)
+    next3 = _frame(*place, row + 3 * ahead, width, position, valid, steps > 3)
     for step in range(0, steps - 3, 4):
-        y0, m0, t0, d0 = z0, p0, s0, c0
-        y1, m1, t1, d1 = z1, p1, s1, c1
-        y2, m2, t2, d2 = z2, p2, s2, c2
-        y3, m3, t3, d3 = z3, p3, s3, c3
+        now0 = next0
+        now1 = next1
+        now2 = next2
+        now3 = next3
         more = step + 7 < steps
-        z0, p0, s0, c0 = _frame(*place, row + 4 * ahead, width, position, valid, more)
-        z1, p1, s1, c1 = _frame(*place, row + 5 * ahead, width, position, valid, more)
-        z2, p2, s2, c2 = _frame(*place, row + 6 * ahead, width, position, valid, more)
-        z3, p3, s3, c3 = _frame(*place, row + 7 * ahead, width, position, valid, more)
+        next0 = _frame(*place, row + 4 * ahead, width, position, valid, more)
+        next1 = _frame(*place, row + 5 * ahead, width, position, valid, more)
+        next2 = _frame(*place, row + 6 * ahead, width, position, valid, more)
+        next3 = _frame(*place, row + 7 * ahead, width, position, valid, more)
         a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y0, m0, t0, d0, valid)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now0, valid)
         _keep(kept_m, kept_e, row, width, position, valid, label_m, label_e)
         a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y1, m1, t1, d1, valid)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now1, valid)
         _keep(kept_m, kept_e, row + ahead, width, position, valid, label_m, label_e)
         a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y2, m2, t2, d2, valid)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now2, valid)
         _keep(kept_m, kept_e, row + 2 * ahead, width, position, valid, label_m, label_e)
         a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y3, m3, t3, d3, valid)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now3, valid)
         _keep(kept_m, kept_e, row + 3 * ahead, width, position, valid, label_m, label_e)
         row += 4 * ahead
     for _ in range(steps % 4):
-        y, m, t, d = _frame(*place, row, width, position, valid, True)
+        now = _frame(*place, row, width, position, valid, True)
         a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y, m, t, d, valid)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now, valid)
         _keep(kept_m, kept_e, row, width, position, valid, label_m, label_e)
         row += ahead
     state = carry + (i * 2 + direction) * 4 * BLOCK + k
@@ -235,7 +237,8 @@ def _add_occupancy(place, into_m, into_e, met_m, met_e, scale, total_e, valid):
     tl.atomic_add(place, amount, mask=valid & (amount > 0), sem="relaxed")
 
 
-@triton.jit
+# A width known to be a multiple of 16 would spread the states over the threads in another order.
+@triton.jit(do_not_specialize=["width"])
 def sweep_occupancies(
     frames,
     label_logits,
@@ -313,45 +316,45 @@ def sweep_occupancies(
         ahead = tl.where(direction == 0, 1, -1)
         place = frames, label_logits
         kept = kept_m, kept_e
-        z0, p0, s0, c0 = _frame(*place, row, width, position, valid, steps > 3)
+        next0 = _frame(*place, row, width, position, valid, steps > 3)
         f0, g0 = _met(*kept, row, width, position, valid, steps > 3)
-        z1, p1, s1, c1 = _frame(*place, row + ahead, width, position, valid, steps > 3)
+        next1 = _frame(*place, row + ahead, width, position, valid, steps > 3)
         f1, g1 = _met(*kept, row + ahead, width, position, valid, steps > 3)
-        z2, p2, s2, c2 = _frame(*place, row + 2 * ahead, width, position, valid, steps > 3)
+        next2 = _frame(*place, row + 2 * ahead, width, position, valid, steps > 3)
         f2, g2 = _met(*kept, row + 2 * ahead, width, position, valid, steps > 3)
-        z3, p3, s3, c3 = _frame(*place, row + 3 * ahead, width, position, valid, steps > 3)
+        next3 = _frame(*place, row + 3 * ahead, width, position, valid, steps > 3)
         f3, g3 = _met(*kept, row + 3 * ahead, width, position, valid, steps > 3)
         for step in range(0, steps - 3, 4):
-            y0, m0, t0, d0, h0, i0 = z0, p0, s0, c0, f0, g0
-            y1, m1, t1, d1, h1, i1 = z1, p1, s1, c1, f1, g1
-            y2, m2, t2, d2, h2, i2 = z2, p2, s2, c2, f2, g2
-            y3, m3, t3, d3, h3, i3 = z3, p3, s3, c3, f3, g3
+            now0, h0, i0 = next0, f0, g0
+            now1, h1, i1 = next1, f1, g1
+            now2, h2, i2 = next2, f2, g2
+            now3, h3, i3 = next3, f3, g3
             more = step + 7 < steps
-            z0, p0, s0, c0 = _frame(*place, row + 4 * ahead, width, position, valid, more)
+            next0 = _frame(*place, row + 4 * ahead, width, position, valid, more)
             f0, g0 = _met(*kept, row + 4 * ahead, width, position, valid, more)
-            z1, p1, s1, c1 = _frame(*place, row + 5 * ahead, width, position, valid, more)
+            next1 = _frame(*place, row + 5 * ahead, width, position, valid, more)
             f1, g1 = _met(*kept, row + 5 * ahead, width, position, valid, more)
-            z2, p2, s2, c2 = _frame(*place, row + 6 * ahead, width, position, valid, more)
+            next2 = _frame(*place, row + 6 * ahead, width, position, valid, more)
             f2, g2 = _met(*kept, row + 6 * ahead, width, position, valid, more)
-            z3, p3, s3, c3 = _frame(*place, row + 7 * ahead, width, position, valid, more)
+            next3 = _frame(*place, row + 7 * ahead, width, position, valid, more)
             f3, g3 = _met(*kept, row + 7 * ahead, width, position, valid, more)
             a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
             _add_occupancy(places + row * width, v, w, h0, i0, scale, total_e, valid)
-            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y0, m0, t0, d0, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now0, valid)
             a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
             _add_occupancy(places + (row + ahead) * width, v, w, h1, i1, scale, total_e, valid)
-            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y1, m1, t1, d1, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now1, valid)
             a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
             _add_occupancy(places + (row + 2 * ahead) * width, v, w, h2, i2, scale, total_e, valid)
-            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y2, m2, t2, d2, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now2, valid)
             a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
             _add_occupancy(places + (row + 3 * ahead) * width, v, w, h3, i3, scale, total_e, valid)
-            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y3, m3, t3, d3, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now3, valid)
             row += 4 * ahead
         for _ in range(steps % 4):
-            y, m, t, d = _frame(*place, row, width, position, valid, True)
+            now = _frame(*place, row, width, position, valid, True)
             h, g = _met(*kept, row, width, position, valid, True)
             a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
             _add_occupancy(places + row * width, v, w, h, g, scale, total_e, valid)
-            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, y, m, t, d, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now, valid)
             row += ahead

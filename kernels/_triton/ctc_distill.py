@@ -18,7 +18,6 @@ from interkd.kernels.weighting import weights_on
 
 _TAILS = {"bucket": 0, "uniform": 1, "renormalise": 2}
 _HEADS_AT_ONCE = 4  # a launch names so many tensors
-_WIDEST_BLOCK = 1024
 _KEPT_AT_ONCE = 16
 
 
@@ -76,7 +75,7 @@ def losses(
     probs, rests = empty(2, entries), empty(2, teacher_length)
     targets = half.targets.contiguous() if half else None
     lengths = (half.frame_lengths, half.target_lengths) if half else (None, None)
-    block = min(triton.next_power_of_2(vocab_size), _WIDEST_BLOCK)
+    block, warps = _frame_block(vocab_size)
     asked = {"CTC": half is not None, "DISTILL": kd is not None}
     temperature = kd.temperature if kd else 1.0
     columns = _columns(kd)
@@ -86,7 +85,7 @@ def losses(
         *(batch, width, teacher_length, entries, vocab_size, temperature),
         **asked,
         TAIL=_settings(kd)["TAIL"],
-        BLOCK=min(block, 1024),
+        BLOCK=block,
         BLOCK_U=triton.next_power_of_2(max(width, 1)),
         BLOCK_K=_KEPT_AT_ONCE,
         num_warps=1,
@@ -126,7 +125,7 @@ def losses(
             BLOCK=block,
             BLOCK_U=triton.next_power_of_2(max(width, 1)),
             BLOCK_K=_KEPT_AT_ONCE,
-            num_warps=_warps(block),
+            num_warps=warps,
         )
     ctc_losses = _sweep(half, state, label_logits, with_gradient) if half else None
     combine[(batch,)](
@@ -155,7 +154,7 @@ def gradients(
     parts = _State(*state)
     if not out[0].numel():
         return
-    block = min(triton.next_power_of_2(vocab_size), _WIDEST_BLOCK)
+    block, warps = _gradient_block(vocab_size)
     columns = _columns(kd)
     lengths = (half.frame_lengths, half.target_lengths) if half else (None, None)
     for first in range(0, len(logits), _HEADS_AT_ONCE):
@@ -194,7 +193,7 @@ def gradients(
             BLOCK=block,
             BLOCK_U=triton.next_power_of_2(max(parts.occupancy.shape[3], 1)),
             BLOCK_K=_KEPT_AT_ONCE,
-            num_warps=_warps(block),
+            num_warps=warps,
         )
 
 
@@ -265,9 +264,21 @@ def _settings(kd: Distillation | None) -> dict[str, Any]:
     }
 
 
-def _warps(block: int) -> int:
-    return min(max(block // 512, 1), 8)
+def _frame_block(vocab_size: int) -> tuple[int, int]:
+    """Tokens that `frame_losses` takes at once, and its warps; measured, see docs/log.md."""
+    if vocab_size <= 2048:
+        block = min(triton.next_power_of_2(vocab_size), 1024)
+        return block, 1
+    return 512, 4
+
+
+def _gradient_block(vocab_size: int) -> tuple[int, int]:
+    """Likewise of `frame_gradients`."""
+    if vocab_size <= 2048:
+        block = min(triton.next_power_of_2(vocab_size), 1024)
+        return block, 1 if block < 1024 else 2
+    return 2048, 8
 
 
 def _sweep_warps(block: int) -> int:
-    return min(max(block // 32, 1), 4)
+    return min(max(block // 32, 1), 16)

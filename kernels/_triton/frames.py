@@ -142,6 +142,55 @@ def _rest_below_its_peak(z, tokens, first, end, vocab_size, BLOCK: tl.constexpr)
 
 
 @triton.jit
+def _kept_tokens(z, tokens, probs, entries, start, end, BLOCK_K: tl.constexpr):
+    """Some of a frame's kept tokens: which there are, the teacher's p and log p, their logits."""
+    place = start + tl.arange(0, BLOCK_K)
+    there = place < end
+    token = tl.load(tokens + place, mask=there, other=0)
+    p = tl.load(probs + place, mask=there, other=0.0)
+    log_p = tl.load(probs + entries + place, mask=there, other=0.0)
+    value = tl.load(z + token, mask=there, other=-float("inf")).to(tl.float32)
+    return there, p, log_p, value
+
+
+@triton.jit
+def _exponentials(kept, top, inverse_tau):
+    there, _, _, value = kept
+    return tl.where(there, tl.exp((value - top) * inverse_tau), 0.0)
+
+
+@triton.jit
+def _kept_terms(kept, top, inverse_tau, log_total, SQUARED: tl.constexpr):
+    """Their q; the terms of the divergence; of l2, the terms of `sum q (q - p)`."""
+    there, p, log_p, value = kept
+    log_q = (value - top) * inverse_tau - log_total
+    q = tl.where(there, tl.exp(log_q), 0.0)
+    if SQUARED:
+        return q, (q - p) * (q - p), q * (q - p)
+    return q, tl.where(there & (p > 0.0), p * (log_p - log_q), 0.0), q
+
+
+@triton.jit
+def _store_slopes(
+    place,
+    kept,
+    top,
+    inverse_tau,
+    log_total,
+    weighted,
+    massless,
+    SQUARED: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    there, p, _, value = kept
+    q = tl.exp((value - top) * inverse_tau - log_total)
+    slope = (q - p) * inverse_tau
+    if SQUARED:
+        slope = 2.0 * q * ((q - p) - weighted) * inverse_tau
+    tl.store(place + tl.arange(0, BLOCK_K), tl.where(massless, 0.0, slope), mask=there)
+
+
+@triton.jit
 def frame_losses(
     logits,
     offset1: tl.int64,
@@ -260,6 +309,11 @@ def frame_losses(
     if in_ctc | compared:
         inverse_tau = 1.0 / temperature
         struck = end
+        if DISTILL:
+            # Asked for before the row is worked on, which takes as long as the answer.
+            p_rest = tl.load(rests + n, mask=compared, other=-1.0)
+            log_p_rest = tl.load(rests + teacher_length + n, mask=compared, other=0.0)
+            kept = _kept_tokens(z, tokens, probs, entries, first, end, BLOCK_K)
         if TAIL == BUCKET:
             # Striking out many tokens takes longer than taking their sum off the total.
             struck = tl.where(end - first > _FEW, first, end)
@@ -284,48 +338,23 @@ def frame_losses(
                     tl.store(occupancy + row * width + u, zero, mask=u < width)
         if DISTILL:
             if compared:
-                lane = tl.arange(0, BLOCK_K)
                 rest = vocab_size - (end - first)
-                p_rest = tl.load(rests + n)
-                log_p_rest = tl.load(rests + teacher_length + n)
                 massless = p_rest < 0.0
                 shift = finite_or_zero(peak)
-                tail_score = -float("inf")
                 top = shift
+                tail_score = -float("inf")
                 if TAIL == RENORMALISE:
-                    top = -float("inf")
-                    for j in range(first, end, BLOCK_K):
-                        there = j + lane < end
-                        token = tl.load(tokens + j + lane, mask=there, other=0)
-                        value = tl.load(z + token, mask=there, other=-float("inf"))
-                        top = tl.maximum(top, tl.max(value.to(tl.float32), 0))
-                q_total = total
-                summed = True
-                if TAIL == BUCKET:
-                    if not TAU:
-                        summed = struck < end
-                if summed:
-                    sums = tl.zeros([BLOCK_K], tl.float32)
-                    for j in range(first, end, BLOCK_K):
-                        there = j + lane < end
-                        token = tl.load(tokens + j + lane, mask=there, other=0)
-                        value = tl.load(z + token, mask=there, other=-float("inf"))
-                        value = (value.to(tl.float32) - top) * inverse_tau
-                        sums += tl.where(there, tl.exp(value), 0.0)
-                    q_total = tl.sum(sums, 0)
+                    top = tl.max(kept[3], 0)
+                    for j in range(first + BLOCK_K, end, BLOCK_K):
+                        more = _kept_tokens(z, tokens, probs, entries, j, end, BLOCK_K)
+                        top = tl.maximum(top, tl.max(more[3], 0))
                 if TAIL == BUCKET:
                     if struck < end:
-                        kept = q_total
-                        if TAU:
-                            sums = tl.zeros([BLOCK_K], tl.float32)
-                            for j in range(first, end, BLOCK_K):
-                                there = j + lane < end
-                                token = tl.load(tokens + j + lane, mask=there, other=0)
-                                value = tl.load(z + token, mask=there, other=-float("inf"))
-                                value = value.to(tl.float32) - top
-                                sums += tl.where(there, tl.exp(value), 0.0)
-                            kept = tl.sum(sums, 0)
-                        total_rest = total - kept
+                        e = _exponentials(kept, top, 1.0)
+                        for j in range(first + BLOCK_K, end, BLOCK_K):
+                            more = _kept_tokens(z, tokens, probs, entries, j, end, BLOCK_K)
+                            e += _exponentials(more, top, 1.0)
+                        total_rest = total - tl.sum(e, 0)
                         # What is left of a difference must still have its digits.
                         total_rest = tl.where(total_rest < total * 0.00390625, 0.0, total_rest)
                     if (total_rest < _SMALLEST_SUM) & (rest > 0):
@@ -340,71 +369,77 @@ def frame_losses(
                     )
                     if TAU:
                         # At a high temperature the tail's score may exceed every token's.
-                        higher = tl.maximum(top, tail_score)
-                        q_total *= tl.exp((top - higher) * inverse_tau)
-                        top = higher
+                        top = tl.maximum(top, tail_score)
+                q_total = total
+                if TAU or TAIL != BUCKET:
+                    e = _exponentials(kept, top, inverse_tau)
+                    for j in range(first + BLOCK_K, end, BLOCK_K):
+                        more = _kept_tokens(z, tokens, probs, entries, j, end, BLOCK_K)
+                        e += _exponentials(more, top, inverse_tau)
+                    q_total = tl.sum(e, 0)
+                    if TAIL == BUCKET:
                         q_total += tl.exp((tail_score - top) * inverse_tau)
-                    else:
-                        q_total = total
-                if TAIL == UNIFORM:
-                    q_total += soft_rest
+                    if TAIL == UNIFORM:
+                        q_total += soft_rest
                 log_total = tl.log(q_total)
 
-                loss = 0.0
+                _, terms, weights = _kept_terms(kept, top, inverse_tau, log_total, SQUARED)
+                for j in range(first + BLOCK_K, end, BLOCK_K):
+                    more = _kept_tokens(z, tokens, probs, entries, j, end, BLOCK_K)
+                    _, more_terms, more_weights = _kept_terms(
+                        more, top, inverse_tau, log_total, SQUARED
+                    )
+                    terms += more_terms
+                    weights += more_weights
+                loss = tl.sum(terms, 0)
                 weighted = 0.0
+                if SQUARED:
+                    weighted = tl.sum(weights, 0)
                 q_rest = 0.0
                 if TAIL == BUCKET:
                     log_q_rest = (tail_score - top) * inverse_tau - log_total
                     q_rest = tl.exp(log_q_rest)
                     if SQUARED:
-                        loss = (q_rest - p_rest) * (q_rest - p_rest)
-                        weighted = q_rest * (q_rest - p_rest)
+                        loss += (q_rest - p_rest) * (q_rest - p_rest)
+                        weighted += q_rest * (q_rest - p_rest)
                     else:
-                        loss = tl.where(p_rest > 0.0, p_rest * (log_p_rest - log_q_rest), 0.0)
+                        loss += tl.where(p_rest > 0.0, p_rest * (log_p_rest - log_q_rest), 0.0)
                 if TAIL == UNIFORM:
                     if SQUARED:
                         q1 = soft_rest / q_total
                         q2 = squares_rest / q_total / q_total
-                        loss = q2 - 2.0 * p_rest * q1 + rest * p_rest * p_rest
-                        weighted = q2 - p_rest * q1
+                        loss += q2 - 2.0 * p_rest * q1 + rest * p_rest * p_rest
+                        weighted += q2 - p_rest * q1
                     else:
                         cross = rest * (log_p_rest + log_total) - distance_rest * inverse_tau
-                        loss = tl.where((p_rest > 0.0) & (rest > 0), p_rest * cross, 0.0)
-                sums = tl.zeros([BLOCK_K], tl.float32)
-                weighted_sums = tl.zeros([BLOCK_K], tl.float32)
-                for j in range(first, end, BLOCK_K):
-                    there = j + lane < end
-                    token = tl.load(tokens + j + lane, mask=there, other=0)
-                    p = tl.load(probs + j + lane, mask=there, other=0.0)
-                    log_p = tl.load(probs + entries + j + lane, mask=there, other=0.0)
-                    value = tl.load(z + token, mask=there, other=-float("inf")).to(tl.float32)
-                    log_q = (value - top) * inverse_tau - log_total
-                    q = tl.exp(log_q)
-                    if SQUARED:
-                        sums += tl.where(there, (q - p) * (q - p), 0.0)
-                        weighted_sums += tl.where(there, q * (q - p), 0.0)
-                    else:
-                        sums += tl.where(there & (p > 0.0), p * (log_p - log_q), 0.0)
-                        if WITH_GRADIENT:
-                            slope = tl.where(massless, 0.0, (q - p) * inverse_tau)
-                            place = slopes + h.to(tl.int64) * entries + j
-                            tl.store(place + lane, slope, mask=there)
-                loss += tl.sum(sums, 0)
+                        loss += tl.where((p_rest > 0.0) & (rest > 0), p_rest * cross, 0.0)
                 tl.store(divergence + row, tl.where(massless, 0.0, loss))
                 if WITH_GRADIENT:
-                    if SQUARED:
-                        weighted += tl.sum(weighted_sums, 0)
-                        for j in range(first, end, BLOCK_K):
-                            there = j + lane < end
-                            token = tl.load(tokens + j + lane, mask=there, other=0)
-                            p = tl.load(probs + j + lane, mask=there, other=0.0)
-                            value = tl.load(z + token, mask=there, other=-float("inf"))
-                            log_q = (value.to(tl.float32) - top) * inverse_tau - log_total
-                            q = tl.exp(log_q)
-                            slope = 2.0 * q * ((q - p) - weighted) * inverse_tau
-                            place = slopes + h.to(tl.int64) * entries + j
-                            slope = tl.where(massless, 0.0, slope)
-                            tl.store(place + lane, slope, mask=there)
+                    place = slopes + h.to(tl.int64) * entries
+                    _store_slopes(
+                        place + first,
+                        kept,
+                        top,
+                        inverse_tau,
+                        log_total,
+                        weighted,
+                        massless,
+                        SQUARED,
+                        BLOCK_K,
+                    )
+                    for j in range(first + BLOCK_K, end, BLOCK_K):
+                        more = _kept_tokens(z, tokens, probs, entries, j, end, BLOCK_K)
+                        _store_slopes(
+                            place + j,
+                            more,
+                            top,
+                            inverse_tau,
+                            log_total,
+                            weighted,
+                            massless,
+                            SQUARED,
+                            BLOCK_K,
+                        )
                     factor = 0.0
                     if TAIL == BUCKET:
                         slope = q_rest - p_rest

@@ -40,6 +40,7 @@ class Objective:
         blank_index: Index of the blank.
         check_values: See `ctc_distill_loss`: False where the batches were checked before they
             went to a GPU.
+        backend: See `ctc_distill_loss`.
 
     Source: docs/maths.md; each recipe's own in `recipes.RECIPES`.
     """
@@ -51,8 +52,10 @@ class Objective:
         blank_index: int,
         *,
         check_values: bool = True,
+        backend: str = "auto",
     ) -> None:
         self.config = config
+        self.backend = backend
         self.check_values = check_values
         self.weights = head_weights(config, len(head_names) - 1)
         self.divergence = config.divergence or RECIPES[config.recipe].divergence
@@ -109,6 +112,7 @@ class Objective:
             temperature=self.config.temperature,
             blank_index=self.blank_index,
             zero_infinity=True,
+            backend=self.backend,
             check_values=self.check_values,
         )
         scale = self._scale(output.frame_lengths, target_lengths)

@@ -75,7 +75,7 @@ def losses(
     probs, rests = empty(2, entries), empty(2, teacher_length)
     targets = half.targets.contiguous() if half else None
     lengths = (half.frame_lengths, half.target_lengths) if half else (None, None)
-    block, warps = _frame_block(vocab_size)
+    block, tuning = _frame_block(vocab_size)
     asked = {"CTC": half is not None, "DISTILL": kd is not None}
     temperature = kd.temperature if kd else 1.0
     columns = _columns(kd)
@@ -125,7 +125,7 @@ def losses(
             BLOCK=block,
             BLOCK_U=triton.next_power_of_2(max(width, 1)),
             BLOCK_K=_KEPT_AT_ONCE,
-            num_warps=warps,
+            **tuning,
         )
     ctc_losses = _sweep(half, state, label_logits, with_gradient) if half else None
     combine[(batch,)](
@@ -154,7 +154,7 @@ def gradients(
     parts = _State(*state)
     if not out[0].numel():
         return
-    block, warps = _gradient_block(vocab_size)
+    block, tuning = _gradient_block(vocab_size)
     columns = _columns(kd)
     lengths = (half.frame_lengths, half.target_lengths) if half else (None, None)
     for first in range(0, len(logits), _HEADS_AT_ONCE):
@@ -193,7 +193,7 @@ def gradients(
             BLOCK=block,
             BLOCK_U=triton.next_power_of_2(max(parts.occupancy.shape[3], 1)),
             BLOCK_K=_KEPT_AT_ONCE,
-            num_warps=warps,
+            **tuning,
         )
 
 
@@ -264,20 +264,19 @@ def _settings(kd: Distillation | None) -> dict[str, Any]:
     }
 
 
-def _frame_block(vocab_size: int) -> tuple[int, int]:
-    """Tokens that `frame_losses` takes at once, and its warps; measured, see docs/log.md."""
+def _frame_block(vocab_size: int) -> tuple[int, dict[str, int]]:
+    """Tokens that `frame_losses` takes at once, and how it is compiled; measured, docs/log.md."""
     if vocab_size <= 2048:
-        block = min(triton.next_power_of_2(vocab_size), 1024)
-        return block, 1
-    return 512, 4
+        return min(triton.next_power_of_2(vocab_size), 1024), {"num_warps": 1, "STAGES": 1}
+    return 512, {"num_warps": 4, "STAGES": 1}
 
 
-def _gradient_block(vocab_size: int) -> tuple[int, int]:
+def _gradient_block(vocab_size: int) -> tuple[int, dict[str, int]]:
     """Likewise of `frame_gradients`."""
     if vocab_size <= 2048:
         block = min(triton.next_power_of_2(vocab_size), 1024)
-        return block, 1 if block < 1024 else 2
-    return 2048, 8
+        return block, {"num_warps": 1 if block < 1024 else 2, "STAGES": 1}
+    return 2048, {"num_warps": 8, "STAGES": 1}
 
 
 def _sweep_warps(block: int) -> int:

@@ -53,6 +53,7 @@ def _row_sums(
     TAU: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """The frame's peak and sums below it.
 
@@ -92,26 +93,37 @@ def _row_sums(
     softs = tl.zeros([BLOCK], tl.float32)
     squared = tl.zeros([BLOCK], tl.float32)
     distances = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, vocab_size, BLOCK):
-        there = start + v < vocab_size
-        value = tl.load(z + start + v, mask=there, other=-float("inf")).to(tl.float32)
-        higher = tl.maximum(peaks, value)
-        shift = finite_or_zero(higher)
-        fall = peaks - shift
-        below = value - shift
-        e = tl.exp(below)
-        totals = totals * tl.exp(fall) + e
-        if DISTILL:
-            if TAIL != RENORMALISE:
-                rest = _unkept(start + v, tokens, first, struck, vocab_size)
-                rests = rests * tl.exp(fall) + tl.where(rest, e, 0.0)
-                if TAIL == UNIFORM:
-                    e = tl.where(rest, tl.exp(below * inverse_tau), 0.0)
-                    fall = tl.exp(fall * inverse_tau)
-                    softs = softs * fall + e
-                    squared = squared * fall * fall + e * e
-                    distances += tl.where(rest, value - reference, 0.0)
-        peaks = higher
+    if (TAIL != UNIFORM) & (struck == first):
+        # Without a loop within, so that the next blocks can be on their way.
+        for start in tl.range(0, vocab_size, BLOCK, num_stages=STAGES):
+            there = start + v < vocab_size
+            value = tl.load(z + start + v, mask=there, other=-float("inf")).to(tl.float32)
+            higher = tl.maximum(peaks, value)
+            shift = finite_or_zero(higher)
+            totals = totals * tl.exp(peaks - shift) + tl.exp(value - shift)
+            peaks = higher
+        rests = totals
+    else:
+        for start in range(0, vocab_size, BLOCK):
+            there = start + v < vocab_size
+            value = tl.load(z + start + v, mask=there, other=-float("inf")).to(tl.float32)
+            higher = tl.maximum(peaks, value)
+            shift = finite_or_zero(higher)
+            fall = peaks - shift
+            below = value - shift
+            e = tl.exp(below)
+            totals = totals * tl.exp(fall) + e
+            if DISTILL:
+                if TAIL != RENORMALISE:
+                    rest = _unkept(start + v, tokens, first, struck, vocab_size)
+                    rests = rests * tl.exp(fall) + tl.where(rest, e, 0.0)
+                    if TAIL == UNIFORM:
+                        e = tl.where(rest, tl.exp(below * inverse_tau), 0.0)
+                        fall = tl.exp(fall * inverse_tau)
+                        softs = softs * fall + e
+                        squared = squared * fall * fall + e * e
+                        distances += tl.where(rest, value - reference, 0.0)
+            peaks = higher
     peak = tl.max(peaks, 0)
     shift = finite_or_zero(peak)
     fall = tl.exp(peaks - shift)
@@ -235,6 +247,7 @@ def frame_losses(
     BLOCK: tl.constexpr,
     BLOCK_U: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Frame t of utterance b under head h: all that losses and gradient need of the logits.
 
@@ -283,6 +296,7 @@ def frame_losses(
         BLOCK: Tokens at once.
         BLOCK_U: A power of two, at least U.
         BLOCK_K: Kept tokens at once.
+        STAGES: Blocks on their way from memory at a time.
     """
     t = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
@@ -318,7 +332,18 @@ def frame_losses(
             # Striking out many tokens takes longer than taking their sum off the total.
             struck = tl.where(end - first > _FEW, first, end)
         peak, total, total_rest, soft_rest, squares_rest, distance_rest = _row_sums(
-            z, tokens, first, struck, vocab_size, inverse_tau, DISTILL, TAIL, TAU, ONE_BLOCK, BLOCK
+            z,
+            tokens,
+            first,
+            struck,
+            vocab_size,
+            inverse_tau,
+            DISTILL,
+            TAIL,
+            TAU,
+            ONE_BLOCK,
+            BLOCK,
+            STAGES,
         )
         tl.store(frames + row * 4, peak)
         tl.store(frames + row * 4 + 1, 1.0 / total)
@@ -534,6 +559,7 @@ def frame_gradients(
     BLOCK: tl.constexpr,
     BLOCK_U: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Frame t of utterance b under head h: the gradient on its logits, written once.
 
@@ -589,6 +615,7 @@ def frame_gradients(
         BLOCK: As there.
         BLOCK_U: As there.
         BLOCK_K: As there.
+        STAGES: As there.
     """
     t = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
@@ -636,7 +663,7 @@ def frame_gradients(
     inverse_tau = 1.0 / temperature
     settings = ctc_scale, peak, inverse, distill_scale, shift, factor, each, weighted, inverse_tau
     # Everywhere as if neither transcript nor teacher held the token; those that they hold after.
-    for start in range(0, vocab_size, BLOCK):
+    for start in tl.range(0, vocab_size, BLOCK, num_stages=STAGES):
         v = start + tl.arange(0, BLOCK)
         there = v < vocab_size
         value = tl.load(z + v, mask=there & (in_ctc | compared), other=0.0).to(tl.float32)

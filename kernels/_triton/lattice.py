@@ -81,13 +81,16 @@ def _enter(blank_m, blank_e, label_m, label_e, k, skips):
 
 
 @triton.jit
-def _emit(into_m, into_e, into_label_m, into_label_e, frame, valid):
-    """The states after emission."""
+def _emit(into_m, into_e, into_label_m, into_label_e, frame, valid, NORMALISE: tl.constexpr):
+    """The states after emission; every other step may leave their mantissas as they come."""
     logit, peak, inverse, blank_m, blank_e = frame
     emit_m, emit_e = probability(logit, peak, inverse)
     emit_m = tl.where(valid, emit_m, 0.0)
-    blank_m, blank_e = _normalised(into_m * blank_m, into_e + blank_e)
-    label_m, label_e = _normalised(into_label_m * emit_m, into_label_e + emit_e)
+    blank_m, blank_e = into_m * blank_m, into_e + blank_e
+    label_m, label_e = into_label_m * emit_m, into_label_e + emit_e
+    if NORMALISE:
+        blank_m, blank_e = _normalised(blank_m, blank_e)
+        label_m, label_e = _normalised(label_m, label_e)
     return blank_m, blank_e, label_m, label_e
 
 
@@ -197,22 +200,22 @@ def sweep_halves(
         next2 = _frame(*place, row + 6 * ahead, width, position, valid, more)
         next3 = _frame(*place, row + 7 * ahead, width, position, valid, more)
         a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now0, valid)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now0, valid, False)
         _keep(kept_m, kept_e, row, width, position, valid, label_m, label_e)
         a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now1, valid)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now1, valid, True)
         _keep(kept_m, kept_e, row + ahead, width, position, valid, label_m, label_e)
         a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now2, valid)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now2, valid, False)
         _keep(kept_m, kept_e, row + 2 * ahead, width, position, valid, label_m, label_e)
         a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now3, valid)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now3, valid, True)
         _keep(kept_m, kept_e, row + 3 * ahead, width, position, valid, label_m, label_e)
         row += 4 * ahead
     for _ in range(steps % 4):
         now = _frame(*place, row, width, position, valid, True)
         a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now, valid)
+        blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now, valid, True)
         _keep(kept_m, kept_e, row, width, position, valid, label_m, label_e)
         row += ahead
     state = carry + (i * 2 + direction) * 4 * BLOCK + k
@@ -340,21 +343,21 @@ def sweep_occupancies(
             f3, g3 = _met(*kept, row + 7 * ahead, width, position, valid, more)
             a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
             _add_occupancy(places + row * width, v, w, h0, i0, scale, total_e, valid)
-            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now0, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now0, valid, False)
             a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
             _add_occupancy(places + (row + ahead) * width, v, w, h1, i1, scale, total_e, valid)
-            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now1, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now1, valid, True)
             a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
             _add_occupancy(places + (row + 2 * ahead) * width, v, w, h2, i2, scale, total_e, valid)
-            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now2, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now2, valid, False)
             a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
             _add_occupancy(places + (row + 3 * ahead) * width, v, w, h3, i3, scale, total_e, valid)
-            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now3, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now3, valid, True)
             row += 4 * ahead
         for _ in range(steps % 4):
             now = _frame(*place, row, width, position, valid, True)
             h, g = _met(*kept, row, width, position, valid, True)
             a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
             _add_occupancy(places + row * width, v, w, h, g, scale, total_e, valid)
-            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now, valid)
+            blank_m, blank_e, label_m, label_e = _emit(a, x, v, w, now, valid, True)
             row += ahead

@@ -150,7 +150,9 @@ def peak_mebibytes(run: Callable[[int], Any], heads: list[Tensor]) -> float:
     return (torch.cuda.max_memory_allocated() - before - gradient) / 2**20
 
 
-def bench(shape: Shape, device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+def bench(
+    shape: Shape, device: torch.device, dtype: torch.dtype, repeats: int, peers: bool
+) -> dict[str, Any]:
     """One row of the table."""
     cuda = device.type == "cuda"
     example = make_example(shape, device)
@@ -179,11 +181,12 @@ def bench(shape: Shape, device: torch.device, dtype: torch.dtype, repeats: int) 
     runs = {"interkd": step(fused_loss), "torch": step(torch_loss)}
     halves = {"interkd": step(ctc_alone), "torch": step(torch_ctc)}
     if cuda:
-        runs["torch.compile"] = step(torch.compile(torch_loss, dynamic=False))
         runs["bytes"] = lambda i: example.move_bytes(inputs[i % copies])
+    if cuda and peers:
+        runs["torch.compile"] = step(torch.compile(torch_loss, dynamic=False))
         if peer := cudnn_ctc(example):
             halves["cuDNN"] = step(peer)
-    if peer := optax_ctc(example, inputs[0][0]):
+    if peers and (peer := optax_ctc(example, inputs[0][0])):
         halves["optax"] = peer
     row = {
         "shape": str(shape),
@@ -231,6 +234,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--no-peers", dest="peers", action="store_false")
     parser.add_argument("--shapes", help="numbers of rows to run, such as 0,2")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/bench_ctc_distill.json"))
     options = parser.parse_args()
@@ -239,13 +243,13 @@ def main() -> None:
     if options.shapes:
         shapes = tuple(shapes[int(i)] for i in options.shapes.split(","))
     torch.manual_seed(0)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for shape in shapes:
-        rows.append(bench(shape, device, dtype, options.repeats))
+        rows.append(bench(shape, device, dtype, options.repeats, options.peers))
         show(rows[-1])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {**describe(device), "rows": rows}
-    options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        record = {**describe(device), "rows": rows}
+        options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"written to {options.out}")
 
 

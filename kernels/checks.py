@@ -141,8 +141,10 @@ def check_teacher(
 
 
 def _values(*columns: Tensor) -> list[Any]:
-    """Columns to compare: on a CPU as numpy's, whose operations cost a tenth of torch's and leave
-    no thread spinning beside the kernel that follows."""
+    """Columns to compare, on a CPU as numpy's.
+
+    numpy costs a tenth of torch there, and leaves no thread spinning beside the kernel to come.
+    """
     return [column.detach().numpy() if column.is_cpu else column for column in columns]
 
 

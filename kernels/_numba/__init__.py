@@ -27,8 +27,12 @@ _POOL = Lock()
 def launch(kernel: Callable[..., Any], *arguments: Any) -> None:
     """Runs a parallel kernel on torch's number of threads."""
     with _POOL:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
         kernel(*arguments)
+        # Both may share one OpenMP library, whose default numba sets when its pool starts.
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def float32_logits(logits: Tensor) -> NDArray[np.float32]:

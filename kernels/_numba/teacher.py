@@ -9,11 +9,14 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from interkd.kernels._numba.softmax import FAST, exp_float64
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 _SMALLEST_MASS = 1e-200
+_FRAMES_AT_ONCE = 256
 
 BUCKET, UNIFORM, RENORMALISE = 0, 1, 2
 
@@ -40,18 +43,31 @@ def soften_teacher(
         rests: To fill, `(2, N)`: likewise of the tail's class, or of each token not kept; a
             probability of -1 marks a frame that compares nothing.
     """
-    for n in prange(entry_offsets.shape[0] - 1):
-        _soften_frame(
-            entry_offsets[n],
-            entry_offsets[n + 1],
-            log_probs,
-            vocab_size,
-            tail,
-            temperature,
-            probs,
-            rests,
-            n,
-        )
+    count = entry_offsets.shape[0] - 1
+    blocks = -(-count // _FRAMES_AT_ONCE)
+    for block in prange(blocks):
+        first = block * _FRAMES_AT_ONCE
+        end = min(first + _FRAMES_AT_ONCE, count)
+        entries = slice(entry_offsets[first], entry_offsets[end])
+        _exponentials(log_probs[entries], probs[0, entries])
+        for n in range(first, end):
+            _soften_frame(
+                entry_offsets[n],
+                entry_offsets[n + 1],
+                log_probs,
+                vocab_size,
+                tail,
+                temperature,
+                probs,
+                rests,
+                n,
+            )
+
+
+@njit(error_model="numpy", cache=True, fastmath=FAST)
+def _exponentials(log_probs: Float32, out: Float64) -> None:
+    for j in range(out.shape[0]):
+        out[j] = exp_float64(np.float64(log_probs[j]))
 
 
 @njit(error_model="numpy", cache=True)
@@ -72,7 +88,6 @@ def _soften_frame(
     highest = -np.inf
     for j in range(first, end):
         log_p = np.float64(log_probs[j])
-        probs[0, j] = math.exp(log_p)
         kept_mass += probs[0, j]
         highest = max(highest, log_p)
     mass = max(0.0, 1.0 - kept_mass)

@@ -8,7 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
-from interkd.kernels._triton.frames import frame_gradients, frame_losses
+from interkd.kernels._triton.frame_gradients import frame_gradients
+from interkd.kernels._triton.frame_losses import frame_losses
 from interkd.kernels._triton.lattice import sweep_halves, sweep_occupancies
 from interkd.kernels._triton.prepare import combine, prepare
 from interkd.kernels.autograd import Losses
@@ -267,16 +268,17 @@ def _settings(kd: Distillation | None) -> dict[str, Any]:
 def _frame_block(vocab_size: int) -> tuple[int, dict[str, int]]:
     """Tokens that `frame_losses` takes at once, and how it is compiled; measured, docs/log.md."""
     if vocab_size <= 2048:
-        return min(triton.next_power_of_2(vocab_size), 1024), {"num_warps": 1, "STAGES": 1}
-    return 512, {"num_warps": 4, "STAGES": 1}
+        return min(triton.next_power_of_2(vocab_size), 1024), {"num_warps": 1, "maxnreg": 80}
+    return 512, {"num_warps": 4}
 
 
 def _gradient_block(vocab_size: int) -> tuple[int, dict[str, int]]:
     """Likewise of `frame_gradients`."""
+    if vocab_size <= 512:
+        return triton.next_power_of_2(vocab_size), {"num_warps": 1, "maxnreg": 64}
     if vocab_size <= 2048:
-        block = min(triton.next_power_of_2(vocab_size), 1024)
-        return block, {"num_warps": 1 if block < 1024 else 2, "STAGES": 1}
-    return 2048, {"num_warps": 8, "STAGES": 1}
+        return 1024, {"num_warps": 2}
+    return 2048, {"num_warps": 8}
 
 
 def _sweep_warps(block: int) -> int:

@@ -1,4 +1,4 @@
-"""CTC lattice on a GPU: alpha and beta of all heads at once, each from its end to the middle and on.
+"""CTC lattice on a GPU: alpha and beta of all heads at once, each from its own end.
 
 A probability is a mantissa and an exponent of its own, `m * 2^e`, both float32: nothing underflows,
 rounding is relative, and a step needs no logarithm. Alpha runs from the first frame and beta from

@@ -1,6 +1,6 @@
 """What all heads share on a GPU: the slots of an utterance's tokens, and the teacher's classes."""
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-# ruff: noqa: N803
+# ruff: noqa: N803, SIM102
 
 from __future__ import annotations
 

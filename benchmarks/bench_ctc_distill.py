@@ -25,7 +25,8 @@ from interkd.kernels.ctc import ctc_loss
 from interkd.kernels.ctc_distill import ctc_distill_loss
 
 CPU_SHAPES = tuple(
-    Shape(heads=1, batch=16, frames=400, vocab_size=vocab_size, targets=60)
+    Shape(heads=heads, batch=16, frames=400, vocab_size=vocab_size, targets=60)
+    for heads in (1, 4)
     for vocab_size in (32, 128, 1024)
 )
 CUDA_SHAPES = (

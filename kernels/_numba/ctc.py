@@ -20,6 +20,7 @@ from interkd.kernels._numba.ctc_rows import (
     alpha_labels,
     beta_blanks,
     beta_labels,
+    clear_around,
     emit_blanks,
     emit_labels,
 )
@@ -79,6 +80,7 @@ def scaled_lattice(
     label_probs: Float32,
     labels: Int64,
     occupancy: Float32,
+    alpha: Float64,
 ) -> float:
     """Loss of one utterance; NaN where logarithms must decide.
 
@@ -86,7 +88,8 @@ def scaled_lattice(
         blank_probs: `(T,)`, T at least the frames that the labels need.
         label_probs: `(T, U)`.
         labels: `(U,)`.
-        occupancy: `(T, U + 1)` to fill: of each label's state, and of all blank states together.
+        occupancy: To fill, at least `(T, U + 1)`: of each label's state, then of all blank states.
+        alpha: Scratch, at least `(2, (T + 1) (U + 1))`, with anything in it.
     """
     frames, count = label_probs.shape
     bands = _bands(labels, frames)
@@ -116,8 +119,12 @@ def scaled_lattice(
     enter[count] = 0.0
 
     # Row t + 1 is frame t, row 0 the start. Label k is in column k + 1; column 0 is no label.
-    alpha_blank = np.zeros((frames + 1, count + 1), np.float64)
-    alpha_label = np.zeros((frames + 1, count + 1), np.float64)
+    # Beyond a frame's band only its neighbours are read, so only they are zeroed.
+    cells = (frames + 1) * (count + 1)
+    alpha_blank = alpha[0, :cells].reshape((frames + 1, count + 1))
+    alpha_label = alpha[1, :cells].reshape((frames + 1, count + 1))
+    alpha_blank[0] = 0.0
+    alpha_label[0] = 0.0
     sums = np.empty(frames, np.float64)
     alpha_blank[0, 0] = 1.0
     log_likelihood = -log_paid
@@ -125,6 +132,8 @@ def scaled_lattice(
     for t in range(frames):
         lo, hi = bands[t, 0], bands[t, 1]
         blanks, labels_before = alpha_blank[t], alpha_label[t]
+        clear_around(alpha_blank[t + 1], lo, hi)
+        clear_around(alpha_label[t + 1], bands[t, 2] + 1, bands[t, 3] + 1)
         total = alpha_blanks(
             alpha_blank[t + 1, lo:hi], blanks[lo:hi], labels_before[lo:hi], blank_probs[t] * inverse
         )
@@ -165,7 +174,7 @@ def scaled_lattice(
         lo, hi = bands[t, 2], bands[t, 3]
         row = occupancy[t]
         row[:lo] = 0.0
-        row[hi:] = 0.0
+        row[hi:count] = 0.0
         row[count] = in_blank / overlap
         emit_labels(
             beta_label[lo:hi],

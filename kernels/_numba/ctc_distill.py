@@ -56,6 +56,7 @@ def losses(
     loss = torch.zeros(2, heads, batch, dtype=torch.float64)
     launch(
         _losses,
+        min(torch.get_num_threads(), max(heads * batch, 1)),
         addresses(values),
         (batch, frames, vocab_size),
         _transcripts(problem.transcripts, batch, heads),
@@ -170,12 +171,28 @@ def _teacher(kd: Distillation | None, vocab_size: int) -> tuple[Float64, Float64
 
 
 @njit(error_model="numpy", cache=True, nogil=True, parallel=True)
-def _losses(logits_at, shape, transcripts, distillation, teacher, losses, state):  # type: ignore[no-untyped-def]
-    batch = shape[0]
-    for i in prange(logits_at.shape[0] * batch):
-        logits = array_at(logits_at[i // batch], shape)
+def _losses(workers, logits_at, shape, transcripts, distillation, teacher, losses, state):  # type: ignore[no-untyped-def]
+    for worker in prange(workers):
         half, kd = transcripts, distillation
-        _utterance(logits, i // batch, i % batch, half, kd, teacher, losses, state)
+        _some_losses(worker, workers, logits_at, shape, half, kd, teacher, losses, state)
+
+
+@njit(error_model="numpy", cache=True)
+def _some_losses(worker, workers, logits_at, shape, half, kd, teacher, losses, state):  # type: ignore[no-untyped-def]
+    """Every `workers`-th utterance, in scratch arrays that one thread needs once."""
+    batch, frames, vocab_size = shape
+    width = half[1].shape[1] if half[0].any() else 0
+    lattice_frames = frames if half[0].any() else 0
+    scratch = (
+        np.empty(lattice_frames, np.float32),
+        np.empty(lattice_frames * width, np.float32),
+        np.empty((2, (lattice_frames + 1) * (width + 1)), np.float64),
+        np.empty(vocab_size, np.float32),
+        np.empty((2, kd[-1] + 1), np.float64),
+    )
+    for i in range(worker, logits_at.shape[0] * batch, workers):
+        logits = array_at(logits_at[i // batch], shape)
+        _utterance(logits, i // batch, i % batch, half, kd, teacher, losses, state, scratch)
 
 
 @njit(error_model="numpy", cache=True, nogil=True, parallel=True)
@@ -188,7 +205,7 @@ def _gradients(logits_at, out_at, shape, transcripts, distillation, scales, stat
 
 
 @njit(error_model="numpy", cache=True)
-def _utterance(logits, h, b, transcripts, distillation, teacher, losses, state):  # type: ignore[no-untyped-def]
+def _utterance(logits, h, b, transcripts, distillation, teacher, losses, state, scratch):  # type: ignore[no-untyped-def]
     """Both losses of one head's utterance, and its part of the state."""
     ctc_asked, targets, frame_lengths, target_lengths, blank = transcripts
     kd_asked, compared, frame_offsets, entry_offsets, tokens = distillation[:5]
@@ -199,10 +216,10 @@ def _utterance(logits, h, b, transcripts, distillation, teacher, losses, state):
     count = labels.shape[0]
     ctc_frames = frame_lengths[b] if ctc_asked[h] else 0
     kd_length = compared[b] if kd_asked[h] else 0
-    blank_probs = np.empty(ctc_frames, np.float32)
-    label_probs = np.empty((ctc_frames, count), np.float32)
-    exponentials = np.empty(logits.shape[2], np.float32)
-    scratch = np.empty((2, most + 1), np.float64)
+    all_blank_probs, all_label_probs, alpha, exponentials, classes = scratch
+    blank_probs = all_blank_probs[:ctc_frames]
+    # Reshaped, not sliced: loops over rows that the compiler knows to be contiguous are vectors.
+    label_probs = all_label_probs[: ctc_frames * count].reshape((ctc_frames, count))
     divergence = 0.0
     for t in range(max(ctc_frames, kd_length)):
         n = frame_offsets[b] + t
@@ -231,7 +248,7 @@ def _utterance(logits, h, b, transcripts, distillation, teacher, losses, state):
             else:
                 divergence += class_frame(
                     *(row, exponentials, peak, tokens, first, end, probs, *rest),
-                    *(squared, bucket, temperature, scratch, slopes[h], kd_frames[h, b, t]),
+                    *(squared, bucket, temperature, classes, slopes[h], kd_frames[h, b, t]),
                 )
     losses[1, h, b] = divergence
     if not ctc_asked[h]:
@@ -241,8 +258,8 @@ def _utterance(logits, h, b, transcripts, distillation, teacher, losses, state):
     elif ctc_frames == 0:
         losses[0, h, b] = 0.0
     else:
-        occupancy = occupancies[h, b, :ctc_frames, : count + 1]
-        loss = scaled_lattice(blank_probs, label_probs, labels, occupancy)
+        occupancy = occupancies[h, b]
+        loss = scaled_lattice(blank_probs, label_probs, labels, occupancy, alpha)
         if math.isnan(loss):
             loss = log_lattice(logits[b, :ctc_frames], labels, blank, occupancy)
         losses[0, h, b] = loss

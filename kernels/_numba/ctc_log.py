@@ -58,7 +58,7 @@ def log_lattice(logits: Float32, labels: Int64, blank: int, occupancy: Float32) 
     if count > 1:
         log_likelihood = _add_logs(log_likelihood, alpha[frames - 1, count - 2])
     if log_likelihood == -np.inf:
-        occupancy[:] = 0.0
+        occupancy[:frames] = 0.0
         return np.inf
 
     beta = np.full(count, -np.inf)

@@ -26,6 +26,15 @@ def add_and_min(probs: Float32, sums: Float64, smallest: np.float32) -> np.float
     return smallest
 
 
+@njit(error_model="numpy", cache=True)
+def clear_around(row: Float64, first: int, end: int) -> None:
+    """Zeroes two places on either side of a band."""
+    for k in range(max(first - 2, 0), min(first, row.shape[0])):
+        row[k] = 0.0
+    for k in range(end, min(end + 2, row.shape[0])):
+        row[k] = 0.0
+
+
 @njit(error_model="numpy", cache=True, fastmath=FAST)
 def alpha_blanks(now: Float64, blank: Float64, label: Float64, prob: float) -> float:
     """Alpha of the blank states from the frame before, `label` the one left of each; their sum."""

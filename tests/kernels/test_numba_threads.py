@@ -18,5 +18,7 @@ for _ in range(2):
 
 def test_torch_keeps_its_number_of_threads() -> None:
     # In a process of its own: what is tested happens when numba's pool starts.
-    result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, check=True
+    )
     assert result.stdout.split() == ["1"] * 4

@@ -71,13 +71,15 @@ def _left(mantissa, exponent, k):
 def _enter(blank_m, blank_e, label_m, label_e, k, skips):
     """What flows into the blank before each label, and into each label, before emission."""
     left_m, left_e = _left(label_m, label_e, k)
-    top = tl.maximum(blank_e, left_e)
-    from_blank = _power(blank_e - top) * blank_m
-    from_left = _power(left_e - top) * left_m
-    label_top = tl.maximum(top, label_e)
+    blank_top = tl.maximum(blank_e, left_e)
+    into_blank = _power(blank_e - blank_top) * blank_m + _power(left_e - blank_top) * left_m
+    # Where the blank may not be skipped, the left label must not set the scale either.
+    left_m = tl.where(skips, left_m, 0.0)
+    left_e = tl.where(skips, left_e, _ZERO)
+    label_top = tl.maximum(tl.maximum(blank_e, left_e), label_e)
     into_label = _power(label_e - label_top) * label_m
-    into_label += _power(top - label_top) * (from_blank + tl.where(skips, from_left, 0.0))
-    return from_blank + from_left, top, into_label, label_top
+    into_label += _power(blank_e - label_top) * blank_m + _power(left_e - label_top) * left_m
+    return into_blank, blank_top, into_label, label_top
 
 
 @triton.jit

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +153,39 @@ def peak_mebibytes(run: Callable[[int], Any], heads: list[Tensor]) -> float:
     return (torch.cuda.max_memory_allocated() - before - gradient) / 2**20
 
 
+def host_mebibytes(name: str, shape: Shape) -> float:
+    """The same of a CPU, in a process of its own: `--memory-of`."""
+    command = [
+        sys.executable,
+        __file__,
+        "--memory-of",
+        name,
+        "--shapes",
+        str(CPU_SHAPES.index(shape)),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(result.stdout)
+
+
+def print_host_mebibytes(name: str, shape: Shape) -> None:
+    """Peak resident memory of a warm step beyond what it started with and its gradient."""
+    loss = {"interkd": fused_loss, "torch": torch_loss}[name]
+    small = make_example(Shape(1, 2, 9, shape.vocab_size, 3), torch.device("cpu"))
+    gradients(loss, small, small.logits(torch.float32))  # loads what is loaded once
+    example = make_example(shape, torch.device("cpu"))
+    heads = example.logits(torch.float32)
+
+    def status(field: str) -> float:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak so far
+    before = status("VmRSS")
+    grads = gradients(loss, example, heads)
+    size = sum(grad.numel() * grad.element_size() for grad in grads) / 2**20
+    print(status("VmHWM") - before - size)
+
+
 def bench(
     shape: Shape, device: torch.device, dtype: torch.dtype, repeats: int, peers: bool
 ) -> dict[str, Any]:
@@ -196,6 +231,10 @@ def bench(
         "ctc_of_one_head_ms": measure(halves, repeats, cuda, queued=True),
         "gradient_error": {"interkd": error, "torch": torch_error},
     }
+    if not cuda and Path("/proc/self/clear_refs").exists():
+        row["extra_mebibytes"] = {
+            name: host_mebibytes(name, shape) for name in ("interkd", "torch")
+        }
     if cuda:
         row["device_ms"] = measure(runs, repeats, cuda, queued=True)
         row["extra_mebibytes"] = {
@@ -236,6 +275,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--no-peers", dest="peers", action="store_false")
+    parser.add_argument("--memory-of", choices=("interkd", "torch"))
     parser.add_argument("--shapes", help="numbers of rows to run, such as 0,2")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/bench_ctc_distill.json"))
     options = parser.parse_args()
@@ -244,6 +284,9 @@ def main() -> None:
     if options.shapes:
         shapes = tuple(shapes[int(i)] for i in options.shapes.split(","))
     torch.manual_seed(0)
+    if options.memory_of:
+        print_host_mebibytes(options.memory_of, shapes[0])
+        return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for shape in shapes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,8 @@ from interkd.kernels.errors import BackendError
 
 Backend = Literal["auto", "reference", "numba", "torch", "triton"]
 
+_OLDEST_TRITON = (3, 3)  # the first with tl.gather; torch 2.6 brings 3.2
+
 _PACKAGES = {"reference": "reference", "numba": "_numba", "torch": "_torch", "triton": "_triton"}
 
 
@@ -21,8 +24,8 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     """The backend that runs for this choice and device.
 
     Args:
-        backend: `auto` (numba on a CPU, triton on a CUDA device where it is installed, torch
-            elsewhere) or a backend's own name.
+        backend: `auto` (numba on a CPU, triton on a CUDA device where 3.3 or newer is
+            installed, torch elsewhere) or a backend's own name.
         device: Where the logits are.
 
     Returns:
@@ -35,7 +38,7 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     if backend == "auto":
         if device.type == "cpu":
             return "numba"
-        return "triton" if device.type == "cuda" and find_spec("triton") else "torch"
+        return "triton" if device.type == "cuda" and triton_version() >= _OLDEST_TRITON else "torch"
     if backend not in _PACKAGES:
         raise BackendError(
             "unknown backend", expected=" | ".join(("auto", *_PACKAGES)), got=repr(backend)
@@ -45,9 +48,11 @@ def resolve_backend(backend: str, device: torch.device) -> str:
             "backend 'numba'", expected="logits on cpu", got=device, remedy="use 'torch' or 'auto'"
         )
     if backend == "triton":
-        if not find_spec("triton"):
+        if (found := triton_version()) < _OLDEST_TRITON:
             raise BackendError(
-                "backend 'triton'", expected="the package triton", got="none installed"
+                "backend 'triton'",
+                expected=f"the package triton, {'.'.join(map(str, _OLDEST_TRITON))} or newer",
+                got=".".join(map(str, found)) or "none installed",
             )
         if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             raise BackendError(
@@ -57,6 +62,15 @@ def resolve_backend(backend: str, device: torch.device) -> str:
                 remedy="use 'numba' or 'auto'",
             )
     return backend
+
+
+@cache
+def triton_version() -> tuple[int, ...]:
+    """Major and minor version of triton, empty where it is not installed."""
+    try:
+        return tuple(int(part) for part in version("triton").split(".")[:2])
+    except PackageNotFoundError:
+        return ()
 
 
 def load_kernel(backend: str, module: str, function: str) -> Callable[..., Any]:

@@ -69,7 +69,7 @@ def ctc_distill_loss(
         temperature: Above 0, dimensionless.
         blank_index: Index of the blank.
         zero_infinity: Counts an infinite CTC loss as 0 in `total`. Its gradient is 0 in any case.
-        backend: `auto` (numba on a CPU, triton on CUDA where it is installed, torch elsewhere),
+        backend: `auto` (numba on a CPU, triton 3.3 or newer on CUDA, torch elsewhere),
             `reference`, `numba`, `torch` or `triton`.
         check_values: Checks the values of lengths, targets and teacher, which on a GPU waits for
             the device. False promises that they fit: with values that do not, the result is

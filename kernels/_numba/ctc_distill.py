@@ -209,7 +209,7 @@ def _utterance(logits, h, b, transcripts, distillation, teacher, losses, state, 
     """Both losses of one head's utterance, and its part of the state."""
     ctc_asked, targets, frame_lengths, target_lengths, blank = transcripts
     kd_asked, compared, frame_offsets, entry_offsets, tokens = distillation[:5]
-    selected, squared, uniform, bucket, temperature, most = distillation[5:]
+    selected, squared, uniform, bucket, temperature, _ = distillation[5:]
     probs, rests = teacher
     normalisers, occupancies, kd_frames, slopes = state
     labels = targets[b, : target_lengths[b]]

@@ -16,10 +16,9 @@ from interkd.kernels.errors import BackendError
 def test_auto_is_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_backend("auto", torch.device("cpu")) == "numba"
     assert resolve_backend("auto", torch.device("mps")) == "torch"
-    monkeypatch.setattr(backends, "find_spec", lambda _: True)
-    assert resolve_backend("auto", torch.device("cuda")) == "triton"
-    monkeypatch.setattr(backends, "find_spec", lambda _: None)
-    assert resolve_backend("auto", torch.device("cuda")) == "torch"
+    for version, backend in (((3, 7), "triton"), ((3, 2), "torch"), ((), "torch")):
+        monkeypatch.setattr(backends, "triton_version", lambda version=version: version)
+        assert resolve_backend("auto", torch.device("cuda")) == backend
     assert resolve_backend("reference", torch.device("cuda")) == "reference"
 
 
@@ -32,12 +31,13 @@ def test_what_cannot_run_is_refused() -> None:
 
 def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(backends, "find_spec", lambda _: True)
+    monkeypatch.setattr(backends, "triton_version", lambda: (3, 7))
     with pytest.raises(BackendError, match="expected logits on cuda, got cpu"):
         resolve_backend("triton", torch.device("cpu"))
-    monkeypatch.setattr(backends, "find_spec", lambda _: None)
-    with pytest.raises(BackendError, match="expected the package triton, got none"):
-        resolve_backend("triton", torch.device("cuda"))
+    for version, got in (((3, 2), "3.2"), ((), "none installed")):
+        monkeypatch.setattr(backends, "triton_version", lambda version=version: version)
+        with pytest.raises(BackendError, match=rf"the package triton, 3.3 or newer, got {got}"):
+            resolve_backend("triton", torch.device("cuda"))
 
 
 def test_importing_the_kernels_does_not_import_numba() -> None:

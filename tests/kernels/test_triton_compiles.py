@@ -1,4 +1,4 @@
-"""The Triton kernels compile where there is no GPU: the interpreter accepts more than a compiler."""
+"""The Triton kernels compile, GPU or not: the interpreter accepts more than the compiler."""
 
 from __future__ import annotations
 

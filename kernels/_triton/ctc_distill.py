@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 import triton
@@ -16,6 +18,9 @@ from interkd.kernels.autograd import Losses
 from interkd.kernels.precision import shifted_float32
 from interkd.kernels.problem import Distillation, Problem, Transcripts
 from interkd.kernels.weighting import weights_on
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _TAILS = {"bucket": 0, "uniform": 1, "renormalise": 2}
 _HEADS_AT_ONCE = 4  # a launch names so many tensors
@@ -46,6 +51,19 @@ class _State(NamedTuple):
     distill: Tensor
 
 
+def _on_its_device(function: Callable[P, R]) -> Callable[P, R]:
+    """Launches on the logits' device, which need not be the current one."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        logits = cast("tuple[Tensor, ...]", args[0])
+        with torch.cuda.device_of(logits[0]):  # type: ignore[no-untyped-call]
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@_on_its_device
 def losses(
     logits: tuple[Tensor, ...], problem: Problem, with_gradient: bool
 ) -> tuple[Losses, tuple[Tensor, ...]]:
@@ -142,6 +160,7 @@ def losses(
     return result, tuple(state) if with_gradient else ()
 
 
+@_on_its_device
 def gradients(
     logits: tuple[Tensor, ...],
     problem: Problem,

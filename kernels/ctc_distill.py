@@ -112,9 +112,9 @@ def ctc_distill_loss(
         )
         transcripts = Transcripts(
             heads=ctc_heads,
-            targets=targets,
-            frame_lengths=frame_lengths,
-            target_lengths=target_lengths,
+            targets=targets.contiguous(),
+            frame_lengths=frame_lengths.contiguous(),
+            target_lengths=target_lengths.contiguous(),
             blank_index=blank_index,
         )
     if distilled_heads:
@@ -128,8 +128,8 @@ def ctc_distill_loss(
     if distilled_heads and teacher is not None and compared_lengths is not None:
         distillation = Distillation(
             heads=distilled_heads,
-            teacher=teacher,
-            compared_lengths=compared_lengths,
+            teacher=teacher.contiguous(),
+            compared_lengths=compared_lengths.contiguous(),
             selected=_selected(heads[0], teacher, selection),
             divergence=divergence,
             tail=tail,
@@ -161,7 +161,7 @@ def _selected(
     if isinstance(selection, FrameSelection):
         return None if selection.kind == "all" else select_frames(teacher, selection)
     check_column("selected", selection, (len(teacher.entry_offsets) - 1,), torch.bool, logits)
-    return selection
+    return selection.contiguous()
 
 
 def _weights(

@@ -11,7 +11,7 @@ from interkd.kernels.sparse import SparsePosteriors
 
 @dataclass(frozen=True, kw_only=True)
 class Transcripts:
-    """The CTC half. B utterances, at most U target tokens.
+    """The CTC half, its tensors contiguous. B utterances, at most U target tokens.
 
     Attributes:
         heads: Heads whose loss is wanted, each once, rising.
@@ -30,7 +30,7 @@ class Transcripts:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """The teacher's half. N teacher frames.
+    """The teacher's half, its tensors contiguous. N teacher frames.
 
     Attributes:
         heads: Heads whose divergence is wanted, each once, rising.

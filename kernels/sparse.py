@@ -83,6 +83,16 @@ class SparsePosteriors:
             log_probs=self.log_probs.repeat(times),
         )
 
+    def contiguous(self) -> SparsePosteriors:
+        """The same columns, each without gaps in memory."""
+        return replace(
+            self,
+            frame_offsets=self.frame_offsets.contiguous(),
+            entry_offsets=self.entry_offsets.contiguous(),
+            tokens=self.tokens.contiguous(),
+            log_probs=self.log_probs.contiguous(),
+        )
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SparsePosteriors:
         """The same posteriors on another device."""
         return replace(

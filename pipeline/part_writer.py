@@ -75,8 +75,9 @@ class PartWriter:
     """A bounded queue of batches, a thread that collects them into parts, one that writes parts.
 
     While a part is compressed and written, the next one's batches are taken in; at most one more
-    part waits. Used as a context manager: leaving it waits until everything is written, or gives
-    up what is not whole yet where an exception is under way.
+    part waits. Used as a context manager: leaving it waits until everything is written. Where
+    an error is under way, so is every part whose batches have all come; an interruption, which is
+    no `Exception`, gives up what is still queued.
 
     Args:
         info: Of the teacher.
@@ -108,7 +109,7 @@ class PartWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None:
+        if error is not None and not isinstance(error, Exception):
             self._given_up.set()
         self._queue.put(None)
         self._thread.join()

@@ -116,9 +116,9 @@ def _transcripts(half: Transcripts | None, batch: int, heads: int) -> tuple[obje
         return _asked((), heads), np.zeros((batch, 0), np.int64), none, none, 0
     return (
         _asked(half.heads, heads),
-        half.targets.contiguous().numpy(),
-        half.frame_lengths.contiguous().numpy(),
-        half.target_lengths.contiguous().numpy(),
+        half.targets.numpy(),
+        half.frame_lengths.numpy(),
+        half.target_lengths.numpy(),
         half.blank_index,
     )
 
@@ -130,14 +130,14 @@ def _distillation(kd: Distillation | None, batch: int, heads: int) -> tuple[obje
             *(_asked((), heads), offsets[:-1], offsets, offsets, np.zeros(0, np.int32)),
             *(np.zeros(0, np.bool_), False, False, False, 1.0, 0),
         )
-    offsets = kd.teacher.entry_offsets.contiguous().numpy()
+    offsets = kd.teacher.entry_offsets.numpy()
     return (
         _asked(kd.heads, heads),
-        kd.compared_lengths.contiguous().numpy(),
-        kd.teacher.frame_offsets.contiguous().numpy(),
+        kd.compared_lengths.numpy(),
+        kd.teacher.frame_offsets.numpy(),
         offsets,
-        kd.teacher.tokens.contiguous().numpy(),
-        np.zeros(0, np.bool_) if kd.selected is None else kd.selected.contiguous().numpy(),
+        kd.teacher.tokens.numpy(),
+        np.zeros(0, np.bool_) if kd.selected is None else kd.selected.numpy(),
         kd.divergence == "l2",
         kd.tail == "uniform",
         kd.tail == "bucket",
@@ -154,13 +154,13 @@ def _teacher(kd: Distillation | None, vocab_size: int) -> tuple[Float64, Float64
     """The teacher's class probabilities, for all heads; see `soften_teacher`."""
     if kd is None:
         return np.empty((2, 0)), np.empty((2, 0))
-    offsets = kd.teacher.entry_offsets.contiguous().numpy()
+    offsets = kd.teacher.entry_offsets.numpy()
     probs = np.empty((2, len(kd.teacher.tokens)))
     rests = np.empty((2, len(offsets) - 1))
     launch(
         soften_teacher,
         offsets,
-        kd.teacher.log_probs.contiguous().numpy(),
+        kd.teacher.log_probs.numpy(),
         vocab_size,
         {"bucket": BUCKET, "uniform": UNIFORM, "renormalise": RENORMALISE}[kd.tail],
         kd.temperature,

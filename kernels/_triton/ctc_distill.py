@@ -92,7 +92,7 @@ def losses(
     if not batch:
         return result, tuple(state)
     probs, rests = empty(2, entries), empty(2, teacher_length)
-    targets = half.targets.contiguous() if half else None
+    targets = half.targets if half else None
     lengths = (half.frame_lengths, half.target_lengths) if half else (None, None)
     block, tuning = _frame_block(vocab_size)
     asked = {"CTC": half is not None, "DISTILL": kd is not None}
@@ -184,7 +184,7 @@ def gradients(
         out_offsets, out_aligned = _offsets(out[heads])
         frame_gradients[(frames, batch, len(group))](
             *(group[0], *offsets, out[first], *out_offsets),
-            *((half.targets.contiguous(), *lengths) if half else (None, *lengths)),
+            *((half.targets, *lengths) if half else (None, *lengths)),
             **columns,
             frames=parts.frames,
             slot_of=parts.slot_of,
@@ -226,7 +226,7 @@ def _sweep(half: Transcripts, state: _State, label_logits: Tensor, with_gradient
     loss = torch.empty((heads, batch), device=label_logits.device)
     mask = sum(1 << head for head in half.heads)
     shared = (
-        *(state.frames, label_logits, half.targets.contiguous()),
+        *(state.frames, label_logits, half.targets),
         *(half.frame_lengths, half.target_lengths, kept[0], kept[1], carry),
     )
     sizes = (batch, frames, width, mask)

@@ -303,6 +303,8 @@ def test_other_dtypes_and_strides(device: torch.device, dtype: torch.dtype) -> N
     logits = [
         torch.randn(7, 11, 4, device=device).to(dtype).permute(2, 1, 0)[::2] for _ in range(2)
     ]
+    for name in ("targets", "frame_lengths", "target_lengths"):
+        arguments[name] = torch.stack([arguments[name], -arguments[name]], -1)[..., 0]
     wide = [head.double() for head in logits]
     upstream = torch.tensor([1.0, 512.0], device=device)
     _, expected = run(wide, arguments, upstream, backend="reference", zero_infinity=True)

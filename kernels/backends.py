@@ -7,13 +7,11 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from interkd.kernels.errors import BackendError
-
-Backend = Literal["auto", "reference", "numba", "torch", "triton"]
 
 _OLDEST_TRITON = (3, 3)  # the first with tl.gather; torch 2.6 brings 3.2
 

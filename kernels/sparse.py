@@ -68,21 +68,6 @@ class SparsePosteriors:
         """Frames of each utterance, int64 `(B,)`."""
         return self.frame_offsets.diff()
 
-    def repeated(self, times: int) -> SparsePosteriors:
-        """The batch `times` over, one copy after the other: one for each head, say."""
-
-        def offsets(column: Tensor) -> Tensor:
-            shifts = column[-1] * torch.arange(times, device=column.device)
-            return torch.cat([column[:1], (column[1:] + shifts[:, None]).flatten()])
-
-        return replace(
-            self,
-            frame_offsets=offsets(self.frame_offsets),
-            entry_offsets=offsets(self.entry_offsets),
-            tokens=self.tokens.repeat(times),
-            log_probs=self.log_probs.repeat(times),
-        )
-
     def contiguous(self) -> SparsePosteriors:
         """The same columns, each without gaps in memory."""
         return replace(

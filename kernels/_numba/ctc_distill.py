@@ -146,10 +146,6 @@ def _distillation(kd: Distillation | None, batch: int, heads: int) -> tuple[obje
     )
 
 
-# The bodies of the parallel loops are functions of their own: numba would make parallel loops of
-# the assignments to slices within them, and gets those wrong here.
-
-
 def _teacher(kd: Distillation | None, vocab_size: int) -> tuple[Float64, Float64]:
     """The teacher's class probabilities, for all heads; see `soften_teacher`."""
     if kd is None:
@@ -170,6 +166,8 @@ def _teacher(kd: Distillation | None, vocab_size: int) -> tuple[Float64, Float64
     return probs, rests
 
 
+# The bodies of the parallel loops are functions of their own: numba would make parallel loops of
+# the assignments to slices within them, and gets those wrong here.
 @njit(error_model="numpy", cache=True, nogil=True, parallel=True)
 def _losses(workers, logits_at, shape, transcripts, distillation, teacher, losses, state):  # type: ignore[no-untyped-def]
     for worker in prange(workers):

@@ -13,7 +13,7 @@ import torch
 
 from interkd.kernels.errors import BackendError
 
-_OLDEST_TRITON = (3, 3)  # the first with tl.gather; torch 2.6 brings 3.2
+OLDEST_TRITON = (3, 3)  # the first with tl.gather; torch 2.6 brings 3.2
 
 _PACKAGES = {"reference": "reference", "numba": "_numba", "torch": "_torch", "triton": "_triton"}
 
@@ -36,7 +36,7 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     if backend == "auto":
         if device.type == "cpu":
             return "numba"
-        return "triton" if device.type == "cuda" and triton_version() >= _OLDEST_TRITON else "torch"
+        return "triton" if device.type == "cuda" and triton_version() >= OLDEST_TRITON else "torch"
     if backend not in _PACKAGES:
         raise BackendError(
             "unknown backend", expected=" | ".join(("auto", *_PACKAGES)), got=repr(backend)
@@ -46,10 +46,10 @@ def resolve_backend(backend: str, device: torch.device) -> str:
             "backend 'numba'", expected="logits on cpu", got=device, remedy="use 'torch' or 'auto'"
         )
     if backend == "triton":
-        if (found := triton_version()) < _OLDEST_TRITON:
+        if (found := triton_version()) < OLDEST_TRITON:
             raise BackendError(
                 "backend 'triton'",
-                expected=f"the package triton, {'.'.join(map(str, _OLDEST_TRITON))} or newer",
+                expected=f"the package triton, {'.'.join(map(str, OLDEST_TRITON))} or newer",
                 got=".".join(map(str, found)) or "none installed",
             )
         if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":

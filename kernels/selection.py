@@ -94,12 +94,8 @@ def select_frames(teacher: SparsePosteriors, selection: FrameSelection | str) ->
     spiking = _most_probable(teacher) != teacher.blank_index
     if selection.radius == 0:
         return spiking
-    frame_lengths = teacher.frame_lengths
-    # With the size said, nothing waits for a GPU to count it.
-    start, end = (
-        torch.repeat_interleave(bounds, frame_lengths, output_size=frames)
-        for bounds in (teacher.frame_offsets[:-1], teacher.frame_offsets[1:])
-    )
+    utterance = teacher.utterance_of_frame()
+    start, end = teacher.frame_offsets[utterance], teacher.frame_offsets[utterance + 1]
     frame = torch.arange(frames, device=device)
     # spikes_before[n] spikes stand before frame n, so a window holds one where the count rises.
     spikes_before = torch.nn.functional.pad(spiking.cumsum(0), (1, 0))

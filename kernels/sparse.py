@@ -19,6 +19,7 @@ class SparsePosteriors:
     holds frames `frame_offsets[b]:frame_offsets[b + 1]`. Within a frame tokens are distinct, and
     the teacher's most probable token stands first, whatever rounding did to the probabilities; the
     mass that is not kept (1 - sum of the kept probabilities, at least 0) is the frame's tail.
+    Frames past the last utterance's and entries past the last frame's are room, and never count.
 
     Attributes:
         frame_offsets: int64 `(B + 1,)`.
@@ -68,6 +69,14 @@ class SparsePosteriors:
         """Frames of each utterance, int64 `(B,)`."""
         return self.frame_offsets.diff()
 
+    def utterance_of_frame(self) -> Tensor:
+        """The utterance of each frame, int64 `(N,)`; room counts as the last one's."""
+        return _owner(self.frame_offsets, len(self.entry_offsets) - 1)
+
+    def frame_of_entry(self) -> Tensor:
+        """The frame of each entry, int64 `(E,)`; room counts as the last one's."""
+        return _owner(self.entry_offsets, len(self.tokens))
+
     def contiguous(self) -> SparsePosteriors:
         """The same columns, each without gaps in memory."""
         return replace(
@@ -76,6 +85,16 @@ class SparsePosteriors:
             entry_offsets=self.entry_offsets.contiguous(),
             tokens=self.tokens.contiguous(),
             log_probs=self.log_probs.contiguous(),
+        )
+
+    def pin_memory(self) -> SparsePosteriors:
+        """The same columns in pinned host memory, from which copies to a GPU wait for nothing."""
+        return replace(
+            self,
+            frame_offsets=self.frame_offsets.pin_memory(),
+            entry_offsets=self.entry_offsets.pin_memory(),
+            tokens=self.tokens.pin_memory(),
+            log_probs=self.log_probs.pin_memory(),
         )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SparsePosteriors:
@@ -87,3 +106,10 @@ class SparsePosteriors:
             tokens=self.tokens.to(device, non_blocking=non_blocking),
             log_probs=self.log_probs.to(device, non_blocking=non_blocking),
         )
+
+
+def _owner(offsets: Tensor, places: int) -> Tensor:
+    """Which stretch `offsets[i]:offsets[i + 1]` each place belongs to, without waiting for it."""
+    place = torch.arange(places, device=offsets.device)
+    owner = torch.searchsorted(offsets[1:].contiguous(), place, right=True)
+    return owner.clamp(max=max(0, len(offsets) - 2))

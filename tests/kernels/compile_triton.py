@@ -9,6 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from interkd.kernels._triton.depthwise import correlate, slide
 from interkd.kernels._triton.frame_gradients import frame_gradients
 from interkd.kernels._triton.frame_losses import frame_losses
 from interkd.kernels._triton.lattice import sweep_halves, sweep_occupancies
@@ -23,6 +24,7 @@ TYPES = {
     "i64": ("offset1", "offset2", "offset3", "out1", "out2", "out3"),
     "i32": (
         *("batch", "T", "width", "vocab_size", "entries", "teacher_length", "blank"),
+        *("channels", "taps", "dilation", "tiles"),
         *("first_head", "all_heads", "ctc_heads", "distilled_heads"),
     ),
     "fp32": ("temperature",),
@@ -66,6 +68,8 @@ def main() -> None:
         compile_kernel(frame_gradients, {**asked, "ALIGNED": True}, logits)
         asked |= {"TAU": not odd, "WITH_GRADIENT": True, "ALIGNED": odd, "ONE_BLOCK": odd}
         compile_kernel(frame_losses, asked, logits)
+    compile_kernel(slide, {"FLIP": True, "BLOCK_T": 64, "BLOCK_C": 64})
+    compile_kernel(correlate, {"TAPS": 8, "BLOCK_T": 16, "BLOCK_C": 64})
     print("compiled")
 
 

@@ -154,6 +154,7 @@ def test_vocabularies_of_one_block_and_of_several(
     tail=st.sampled_from(["bucket", "uniform", "renormalise"]),
 )
 def test_any_shape(
+    device: torch.device,
     heads: int,
     batch: int,
     frames: int,
@@ -165,11 +166,10 @@ def test_any_shape(
     tail: str,
 ) -> None:
     torch.manual_seed(seed)
-    cpu = torch.device("cpu")
     arguments = make_arguments(
-        cpu, batch=batch, frames=frames, vocab_size=vocab_size, targets=targets
+        device, batch=batch, frames=frames, vocab_size=vocab_size, targets=targets
     )
-    logits = [std * torch.randn(batch, frames, vocab_size) for _ in range(heads)]
+    logits = [std * torch.randn(batch, frames, vocab_size).to(device) for _ in range(heads)]
     options: dict[str, Any] = {"divergence": divergence, "tail": tail}
     assert_parity(logits, arguments, zero_infinity=True, **options)
 

@@ -7,6 +7,13 @@ from math import prod
 
 from interkd.kernels.errors import ConfigError
 
+TOLERATED_FRAMES = 2
+"""By how many frames student and teacher may differ at an utterance's end.
+
+Two models of one frame shift round the last, partial frame differently; one that does not pad its
+windows (wav2vec 2.0: 400 samples, a frame every 320) makes one or two frames fewer.
+"""
+
 
 @dataclass(frozen=True)
 class FrameFormula:

@@ -101,11 +101,15 @@ class StudentConfig:
         head_layers: Layers (counted from 1) with a CTC head of their own, rising. None takes the
             usual ones: a third and two thirds of a Conformer, 18, 24 and 30 of Jasper-Mini's 33.
         shared_heads: One linear layer for all heads (their layers must have one width).
+        self_conditioned: Feeds the intermediate heads' posteriors back into the encoder through one
+            linear layer (Nozaki & Komatsu 2021); then the intermediate heads are part of the model
+            that ships.
     """
 
     encoder: str = "conformer"
     head_layers: tuple[int, ...] | None = None
     shared_heads: bool = False
+    self_conditioned: bool = False
     features: FeatureConfig = field(default_factory=FeatureConfig)
     conformer: ConformerConfig = field(default_factory=ConformerConfig)
     jasper: JasperConfig = field(default_factory=JasperConfig)

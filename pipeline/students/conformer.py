@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from interkd.kernels.errors import ConfigError
@@ -11,6 +12,7 @@ from interkd.pipeline.audio_library import torchaudio
 from interkd.pipeline.students.config import ConformerConfig
 from interkd.pipeline.students.convolution import depthwise_over_time
 from interkd.pipeline.students.features import frame_mask
+from interkd.pipeline.students.layers import AtLayer
 
 ConformerLayer = torchaudio.models.conformer.ConformerLayer
 
@@ -32,14 +34,27 @@ class MaskedConformerLayer(ConformerLayer):  # type: ignore[misc,valid-type]
             `(B, T, D)`.
         """
         x = x + 0.5 * self.ffn1(x)
-        query = self.self_attn_layer_norm(x).transpose(0, 1)
-        attended, _ = self.self_attn(
-            query, query, query, key_padding_mask=padding, need_weights=False
-        )
-        x = x + self.self_attn_dropout(attended.transpose(0, 1))
+        x = x + self.self_attn_dropout(self._attend(self.self_attn_layer_norm(x), padding))
         x = x + self._convolve(x, padding)
         x = x + 0.5 * self.ffn2(x)
         return cast(Tensor, self.final_layer_norm(x))
+
+    def _attend(self, x: Tensor, padding: Tensor) -> Tensor:
+        """Torchaudio's self-attention on `(B, T, D)`, with frames never transposed."""
+        module: nn.MultiheadAttention = self.self_attn
+        batch, frames, width = x.shape
+        heads = nn.functional.linear(x, module.in_proj_weight, module.in_proj_bias)
+        heads = heads.view(batch, frames, 3, module.num_heads, width // module.num_heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=~padding[:, None, None, :],
+            dropout_p=module.dropout if self.training else 0.0,
+        )
+        attended = attended.transpose(1, 2).reshape(batch, frames, width)
+        return cast(Tensor, module.out_proj(attended))
 
     def _convolve(self, x: Tensor, padding: Tensor) -> Tensor:
         """Torchaudio's convolution module on `(B, T, D)`, with frames never transposed."""
@@ -51,6 +66,11 @@ class MaskedConformerLayer(ConformerLayer):  # type: ignore[misc,valid-type]
         x = depthwise_over_time(depthwise, x)
         x = activation(norm(x.flatten(0, 1)).view(x.shape))
         return cast(Tensor, dropout(linear(x, project.weight[:, :, 0], project.bias)))
+
+
+def run_layer(layer: nn.Module, x: Tensor, padding: Tensor) -> Tensor:
+    """One layer: what torch.compile compiles once for all of them."""
+    return cast(Tensor, layer(x, padding))
 
 
 class ConformerEncoder(nn.Module):
@@ -86,20 +106,26 @@ class ConformerEncoder(nn.Module):
             for _ in range(config.layers)
         )
         self.layer_dims = (config.dim,) * config.layers
+        self.compiled_layer = run_layer
+
+    def compile_layers(self) -> None:
+        """Compiles, for training, one layer: they are all alike."""
+        self.compiled_layer = torch.compile(run_layer, dynamic=True)
 
     def layer_weights(self) -> list[int]:
         """Weights of each layer; the others stand before the first."""
         return [sum(p.numel() for p in layer.parameters()) for layer in self.layers]
 
-    def forward(self, features: Tensor, frame_lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The output of every layer.
+    def forward(self, features: Tensor, frame_lengths: Tensor, at_layer: AtLayer) -> Tensor:
+        """Runs all layers.
 
         Args:
             features: `(B, F, T)`, zero in the padding.
             frame_lengths: Valid feature frames, int64 `(B,)`.
+            at_layer: Hears of every layer's output `(B, T', D)` and says what goes on from it.
 
         Returns:
-            One `(B, T', D)` a layer, and the valid frames, int64 `(B,)`.
+            The valid frames, int64 `(B,)`.
         """
         x = features
         for convolution, (kernel, stride, padding) in zip(
@@ -112,8 +138,7 @@ class ConformerEncoder(nn.Module):
         padding_mask = ~frame_mask(frame_lengths, x.shape[1])
         # An utterance without a frame would attend to nothing, which is NaN.
         padding_mask = padding_mask & (frame_lengths > 0)[:, None]
-        outputs = []
-        for layer in self.layers:
-            x = layer(x, padding_mask)
-            outputs.append(x)
-        return outputs, frame_lengths
+        run = self.compiled_layer if self.training else run_layer
+        for number, layer in enumerate(self.layers, start=1):
+            x = at_layer(number, run(layer, x, padding_mask))
+        return frame_lengths

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.students.config import JasperConfig
+from interkd.pipeline.students.convolution import (
+    as_frames,
+    as_image,
+    batch_norm,
+    depthwise_over_time,
+    pointwise,
+)
 from interkd.pipeline.students.features import frame_mask
+from interkd.pipeline.students.layers import AtLayer
 
 
 class SeparableConvolution(nn.Module):
@@ -34,17 +44,51 @@ class SeparableConvolution(nn.Module):
         self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, 1, T)` to `(B, C', 1, T')`, before the activation."""
-        normed: Tensor = self.norm(self.pointwise(self.depthwise(x)))
-        return normed
+        """`(B, T, C)` to `(B, T', C')`, before the norm."""
+        if self.depthwise.stride[1] == 1:
+            x = depthwise_over_time(self.depthwise, x)
+        else:
+            x = as_frames(self.depthwise(as_image(x)))
+        return pointwise(self.pointwise, x)
+
+
+def activate(
+    x: Tensor,
+    norm: nn.BatchNorm2d,
+    around: Tensor | None,
+    norm_around: nn.BatchNorm2d | None,
+    dropout: nn.Dropout,
+    mask: Tensor,
+) -> Tensor:
+    """What follows a layer's convolutions: norm, the way around a block, activation.
+
+    A function of its own, since it is what torch.compile makes one pass of.
+
+    Args:
+        x: `(B, T, C)`.
+        norm: Of the layer.
+        around: `(B, T, C)`, at the end of a block.
+        norm_around: Its norm.
+        dropout: Applied last.
+        mask: True at valid frames, bool `(B, T, 1)`.
+
+    Returns:
+        `(B, T, C)`, zero in the padding: it enters the next convolution as zeros, whatever the
+        batch.
+    """
+    x = batch_norm(norm, x)
+    if around is not None and norm_around is not None:
+        x = x + batch_norm(norm_around, around)
+    out: Tensor = dropout(nn.functional.relu(x)) * mask
+    return out
 
 
 class JasperEncoder(nn.Module):
     """Stem, residual blocks, a dilated layer and a pointwise layer (Li et al. 2019, Jasper).
 
     Layers are counted as the convolutions in order: 1 is the stem, the last is the pointwise one.
-    Convolutions are 2-D over `(B, C, 1, T)`: with channels last they are several times faster on a
-    CPU than 1-D ones (docs/log.md, 2026-11-24), and the same elsewhere.
+    Frames hold their channels side by side; the modules are 2-D over `(B, C, 1, T)` with channels
+    last, which is several times faster on a CPU than 1-D ones (docs/log.md, 2026-11-24).
 
     A block's residual goes through a 1x1 convolution with batch norm and is added before the last
     activation of the block.
@@ -85,6 +129,11 @@ class JasperEncoder(nn.Module):
         self.layer_dims = (*dims, dilated, last)
         self.dropout = nn.Dropout(config.dropout)
         self.formula_steps = (stem.formula_step,)
+        self.compiled_activate = activate
+
+    def compile_layers(self) -> None:
+        """Compiles, for training, what the layers have in common."""
+        self.compiled_activate = torch.compile(activate, dynamic=True)
 
     def layer_weights(self) -> list[int]:
         """Weights of each layer, the way around a block with the layer that ends it."""
@@ -93,32 +142,35 @@ class JasperEncoder(nn.Module):
             weights[layer] += sum(p.numel() for p in self.residuals[block].parameters())
         return weights
 
-    def forward(self, features: Tensor, frame_lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The output of every layer.
+    def forward(self, features: Tensor, frame_lengths: Tensor, at_layer: AtLayer) -> Tensor:
+        """Runs all layers.
 
         Args:
             features: `(B, F, T)`, zero in the padding.
             frame_lengths: Valid feature frames, int64 `(B,)`.
+            at_layer: Hears of every layer's output `(B, T', C)` and says what goes on from it.
 
         Returns:
-            One `(B, T', C)` a layer, and the valid frames, int64 `(B,)`.
+            The valid frames, int64 `(B,)`.
         """
         kernel, stride, padding = self.formula_steps[0]
         frame_lengths = (frame_lengths + 2 * padding - kernel) // stride + 1
-        x = features[:, :, None]
-        if x.device.type == "cpu":
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = features.transpose(1, 2).contiguous()
         block_input, mask = x, None
-        outputs = []
+        run = self.compiled_activate if self.training else activate
         for index, layer in enumerate(self.layers):
             x = layer(x)
+            around: Tensor | None = None
+            norm_around: nn.BatchNorm2d | None = None
             if index in self.block_ends:
-                x = x + self.residuals[self.block_ends[index]](block_input)
+                block = cast(nn.Sequential, self.residuals[self.block_ends[index]])
+                around = pointwise(cast(nn.Conv2d, block[0]), block_input)
+                norm_around = cast(nn.BatchNorm2d, block[1])
             if mask is None:
-                mask = frame_mask(frame_lengths, x.shape[3])[:, None, None, :]
-            # Padding enters the next convolution as zeros, whatever the batch.
-            x = self.dropout(nn.functional.relu(x)) * mask
+                mask = frame_mask(frame_lengths, x.shape[1])[:, :, None]
+            x = run(x, cast(nn.BatchNorm2d, layer.norm), around, norm_around, self.dropout, mask)
+            changed = at_layer(index + 1, x)
+            x = x if changed is x else changed * mask
             if index == 0 or index in self.block_ends:
                 block_input = x
-            outputs.append(x[:, :, 0].transpose(1, 2))
-        return outputs, frame_lengths
+        return frame_lengths

@@ -37,6 +37,7 @@ class Student(nn.Module):
 
     def __init__(self, config: StudentConfig, vocab_size: int) -> None:
         super().__init__()
+        self.config = config
         self.features = LogMel(config.features)
         self.augment: nn.Module = nn.Identity()
         mels = config.features.mels
@@ -65,11 +66,24 @@ class Student(nn.Module):
             self.heads = nn.ModuleList([head] * len(widths))
         else:
             self.heads = nn.ModuleList(nn.Linear(width, vocab_size) for width in widths)
+        self.feedback = nn.ModuleList()
+        if config.self_conditioned:
+            if len(set(widths[:-1])) > 1:
+                raise ConfigError(
+                    "student.self_conditioned",
+                    expected="intermediate head layers of one width",
+                    got=widths[:-1],
+                )
+            self.feedback.extend(nn.Linear(vocab_size, width) for width in widths[:-1][:1])
 
     @property
     def frame_formula(self) -> FrameFormula:
         """Frames of so many samples."""
         return self.features.formula.then(*self.encoder.formula_steps)
+
+    def compile_layers(self) -> None:
+        """Compiles what the encoder's layers have in common, for training: a minute, once."""
+        self.encoder.compile_layers()
 
     @property
     def weight_counts(self) -> tuple[int, ...]:
@@ -78,27 +92,68 @@ class Student(nn.Module):
         everything = sum(p.numel() for p in self.encoder.parameters())
         front = everything - sum(layers)
         heads = [sum(p.numel() for p in head.parameters()) for head in self.heads]
-        return tuple(
-            front + sum(layers[:layer]) + head
-            for layer, head in zip(self.head_layers, heads, strict=True)
-        )
+        # Fed back, what earlier heads say is part of what a later one needs.
+        fed_back = sum(p.numel() for p in self.feedback.parameters())
+        counts = []
+        for place, (layer, head) in enumerate(zip(self.head_layers, heads, strict=True)):
+            count = front + sum(layers[:layer]) + head
+            if self.feedback and place:
+                count += fed_back + (0 if self.config.shared_heads else sum(heads[:place]))
+            counts.append(count)
+        return tuple(counts)
 
-    def forward(self, waveforms: Tensor, sample_lengths: Tensor) -> StudentOutput:
+    def forward(
+        self, waveforms: Tensor, sample_lengths: Tensor, *, views: int = 1
+    ) -> StudentOutput:
         """Logits of every head.
 
         Args:
             waveforms: float32 `(B, N)` in [-1, 1].
             sample_lengths: Valid samples, int64 `(B,)`.
+            views: Times that each utterance is recognised, each time augmented anew: the batch is
+                `views * B` then, all utterances of one view after those of the one before.
 
         Returns:
             Logits of all heads and the frame lengths.
         """
-        features, feature_lengths = self.features(waveforms, sample_lengths)
-        if self.training:
-            features = self.augment(features)
-        outputs, frame_lengths = self.encoder(features, feature_lengths)
-        logits = tuple(
-            head(outputs[layer - 1])
-            for layer, head in zip(self.head_layers, self.heads, strict=True)
+        return StudentOutput(
+            *self.recognise(*self.augmented_features(waveforms, sample_lengths, views=views))
         )
-        return StudentOutput(logits, frame_lengths)
+
+    def augmented_features(
+        self, waveforms: Tensor, sample_lengths: Tensor, *, views: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Features, augmented in training: what `recognise` takes; arguments as in `forward`."""
+        features, feature_lengths = self.features(waveforms, sample_lengths)
+        if views > 1:
+            features = features.repeat(views, 1, 1)
+            feature_lengths = feature_lengths.repeat(views)
+        return self.augment(features) if self.training else features, feature_lengths
+
+    def recognise(
+        self, features: Tensor, feature_lengths: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Encoder and heads.
+
+        Args:
+            features: float32 `(B, F, T')`, zero in the padding.
+            feature_lengths: int64 `(B,)`.
+
+        Returns:
+            Logits `(B, T, V)` of every head, and frame lengths int64 `(B,)`.
+        """
+        logits: list[Tensor] = []
+
+        def at_layer(layer: int, x: Tensor) -> Tensor:
+            if layer not in self.head_layers:
+                return x
+            scores = self.heads[len(logits)](x)
+            logits.append(scores)
+            if not self.feedback or len(logits) == len(self.heads):
+                return x
+            # Nozaki & Komatsu 2021, eq. 9: the posteriors, through one layer, join the encoder.
+            fed_back: Tensor = self.feedback[0](scores.softmax(2))
+            return x + fed_back.to(x.dtype)
+
+        frame_lengths = self.encoder(features, feature_lengths, at_layer)
+        return tuple(logits), frame_lengths

@@ -120,6 +120,57 @@ def test_shared_heads_are_one_layer() -> None:
     assert len({id(head) for head in student.heads}) == 1
 
 
+@pytest.mark.parametrize("encoder", sorted(SMALL))
+def test_fed_back_posteriors_are_the_papers_equation(encoder: str, device: torch.device) -> None:
+    """What the second head says changes by what the first says, and by nothing in the padding."""
+    torch.manual_seed(0)
+    config = replace(SMALL[encoder], head_layers=(1, 2), self_conditioned=True)
+    student = Student(config, 7).to(device).eval()
+    lengths = torch.tensor([16000, 9000], device=device)
+    waveforms = 0.1 * torch.randn(2, 16000, device=device)
+    seen: list[torch.Tensor] = []
+
+    def at_layer(layer: int, x: torch.Tensor) -> torch.Tensor:
+        """Equation 9 of Nozaki & Komatsu, written out."""
+        logits = student.heads[len(seen)](x) if layer in student.head_layers else None
+        if logits is None:
+            return x
+        seen.append(logits)
+        if len(seen) == 3:
+            return x
+        fed_back: torch.Tensor = student.feedback[0](torch.softmax(logits, 2))
+        return x + fed_back
+
+    with torch.no_grad():
+        student.encoder(*student.augmented_features(waveforms, lengths), at_layer)
+        output = student(waveforms, lengths)
+        alone = student(waveforms[1:, :9000], lengths[1:])
+    for got, expected in zip(output.logits, seen, strict=True):
+        torch.testing.assert_close(got, expected)
+    frames = int(alone.frame_lengths[0])
+    tolerance = 2e-5 if device.type == "cpu" else 2e-3
+    for one, many in zip(alone.logits, output.logits, strict=True):
+        torch.testing.assert_close(one[0, :frames], many[1, :frames], rtol=0, atol=tolerance)
+    plain = Student(replace(config, self_conditioned=False), 7)
+    fed_back = sum(p.numel() for p in student.feedback.parameters())
+    heads = [sum(p.numel() for p in head.parameters()) for head in student.heads]
+    assert student.weight_counts == (
+        plain.weight_counts[0],
+        plain.weight_counts[1] + fed_back + heads[0],
+        plain.weight_counts[2] + fed_back + heads[0] + heads[1],
+    )
+
+
+def test_views_repeat_the_batch(device: torch.device) -> None:
+    torch.manual_seed(0)
+    student = Student(SMALL["conformer"], 7).to(device).eval()
+    lengths = torch.tensor([16000, 9000], device=device)
+    waveforms = 0.1 * torch.randn(2, 16000, device=device)
+    once, twice = student(waveforms, lengths), student(waveforms, lengths, views=2)
+    assert twice.frame_lengths.tolist() == once.frame_lengths.tolist() * 2
+    torch.testing.assert_close(twice.logits[-1][2:], once.logits[-1], rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_checkpoint_round_trip(tmp_path: Path, shared: bool) -> None:
     config = replace(SMALL["conformer"], shared_heads=shared)

@@ -222,6 +222,15 @@ def read_samples(utterance: Utterance, *, verify: bool = True) -> npt.NDArray[np
     return _at_manifest_rate(_decode_utterance(utterance, verify=verify), utterance)
 
 
+def read_int16(utterance: Utterance) -> Samples:
+    """An utterance's 16-bit samples at the file's own rate, checked against the manifest.
+
+    Raises:
+        CorpusError: As `read_samples`.
+    """
+    return _decode_utterance(utterance, verify=True)
+
+
 class AudioCache:
     """Decoded audio kept in host memory, so that only the first epoch pays for decoding.
 

@@ -39,6 +39,9 @@ class BatchSampler:
         world_size: How many processes share the epoch.
         groups: Group of each utterance (the part of the teacher cache that holds its targets), for
             corpora whose targets do not fit in memory; None where they do.
+        fixed_shapes: Every batch of a bucket has as many utterances as fit at the bucket's longest
+            (but one with what is left over), so that an epoch has few shapes of batch, the same
+            ones every epoch: what CUDA graphs need. Pad each to `padded_samples`.
         groups_at_once: Groups from which batches are drawn at a time: an epoch goes through the
             groups in a shuffled order, so many at once, and reads each of them once.
 
@@ -58,6 +61,7 @@ class BatchSampler:
         world_size: int = 1,
         groups: Sequence[int] | None = None,
         groups_at_once: int = 1,
+        fixed_shapes: bool = False,
     ) -> None:
         _check_range("max_seconds", max_seconds, max_seconds > 0, "above 0")
         _check_range("buckets", buckets, buckets >= 1, "at least 1")
@@ -79,6 +83,11 @@ class BatchSampler:
         self._samples = np.array([u.samples for u in utterances], dtype=np.int64)
         self._max_samples = int(max_seconds * utterances[0].sample_rate)
         self._bucket_count = buckets
+        self._fixed_shapes = fixed_shapes
+        self.padded_samples = self._samples.copy()
+        if fixed_shapes:
+            for bucket in _split_by_total(self._samples, buckets):
+                self.padded_samples[bucket] = self._samples[bucket].max()
         self._groups = np.zeros(len(utterances), np.int64) if groups is None else np.array(groups)
         self._groups_at_once = groups_at_once
         self._digest = hashlib.sha256(
@@ -152,6 +161,7 @@ class BatchSampler:
             "max_seconds": self.max_seconds,
             "buckets": self._bucket_count,
             "groups_at_once": self._groups_at_once,
+            "fixed_shapes": self._fixed_shapes,
             "world_size": self.world_size,
             "utterances": self._digest,
         }
@@ -177,9 +187,14 @@ class BatchSampler:
         self, window: npt.NDArray[np.int64], random: np.random.Generator
     ) -> list[list[int]]:
         batches: list[list[int]] = []
-        for bucket in _split_by_total(self._samples[window], self._bucket_count):
+        if self._fixed_shapes:
+            longest = self.padded_samples[window]
+            buckets = [np.flatnonzero(longest == length) for length in np.unique(longest)]
+        else:
+            buckets = _split_by_total(self._samples[window], self._bucket_count)
+        for bucket in buckets:
             order = random.permutation(window[bucket]) if self.shuffle else window[bucket]
-            batches += _fill(order, self._samples, self._max_samples)
+            batches += _fill(order, self.padded_samples, self._max_samples)
         while len(batches) % self.world_size:
             _halve_largest(batches)
         if self.shuffle:

@@ -26,6 +26,8 @@ class DataConfig:
         tokenizer: Folder or tokens.txt; the folder of the training manifest when None.
         batch_seconds: Padded audio in a batch: longest utterance times utterances.
         buckets: Length classes from which batches are drawn.
+        device_memory_gb: Memory of the GPU for the training set's samples; a set that does not fit,
+            or is resampled, is copied batch by batch instead.
         audio_memory_gb: Host memory for decoded audio; what does not fit is decoded each epoch.
         store_memory_gb: Host memory for the teacher cache; a larger one is read part by part, the
             batches drawn from so many parts at a time as fit.
@@ -38,6 +40,7 @@ class DataConfig:
     tokenizer: Path | None = None
     batch_seconds: float = 320.0
     buckets: int = 20
+    device_memory_gb: float = 8.0
     audio_memory_gb: float = 4.0
     store_memory_gb: float = 8.0
     prefetch_batches: int = 4
@@ -46,8 +49,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         in_range("data.", self, "batch_seconds", above=0)
         in_range("data.", self, "buckets", at_least=1)
-        sizes = ("audio_memory_gb", "store_memory_gb", "prefetch_batches", "decode_threads")
-        in_range("data.", self, *sizes, at_least=0)
+        memory = ("device_memory_gb", "audio_memory_gb", "store_memory_gb")
+        in_range("data.", self, *memory, "prefetch_batches", "decode_threads", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,10 @@ class TrainConfig:
         store: Teacher cache; None for objectives without a teacher.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: Autocast type of the forward pass; the loss is float32 always.
+        compile: Compiles what the encoder's layers share with torch.compile.
+        cuda_graphs: Replays each shape of batch as one CUDA graph, so that a small student does
+            not wait for the host. Batches have few shapes then: utterances are padded to their
+            bucket's longest. Without effect on a CPU.
         max_minutes: Stops after so much training time, for comparisons at equal cost.
         average_epochs: Averages the weights of so many last epochs at the end; 0 for none.
         checkpoint_minutes: A checkpoint at least so often, besides one an epoch.
@@ -130,6 +137,8 @@ class TrainConfig:
     seed: int = 1
     device: str = "auto"
     precision: str = "float32"
+    compile: bool = False
+    cuda_graphs: bool = False
     max_minutes: float | None = None
     average_epochs: int = 0
     checkpoint_minutes: float = 10.0

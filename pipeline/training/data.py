@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,7 +19,8 @@ from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.manifest import Manifest, Utterance
 from interkd.pipeline.corpus.tokens import Tokenizer
-from interkd.pipeline.frames import FrameFormula
+from interkd.pipeline.frames import TOLERATED_FRAMES, FrameFormula
+from interkd.pipeline.training.resident_audio import ResidentAudio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +29,11 @@ class Batch:
 
     Attributes:
         utterances: B of them.
-        waveforms: float32 `(B, N)`.
+        waveforms: float32 `(B, N)`; None where they are gathered on the device.
         sample_lengths: int64 `(B,)`.
+        sample_starts: Where each utterance begins in `resident`, int64 `(B,)`, or None.
+        longest: N.
+        resident: Where the audio is when `waveforms` is None.
         targets: Token indexes padded with the blank, int64 `(B, U)`.
         target_lengths: int64 `(B,)`.
         teacher: Cached posteriors, or None.
@@ -34,32 +41,45 @@ class Batch:
     """
 
     utterances: Sequence[Utterance]
-    waveforms: Tensor
+    waveforms: Tensor | None
     sample_lengths: Tensor
+    sample_starts: Tensor | None
+    longest: int
     targets: Tensor
     target_lengths: Tensor
     teacher: SparsePosteriors | None = None
     compared_lengths: Tensor | None = None
+    resident: ResidentAudio | None = None
+
+    def audio(self) -> Tensor:
+        """The waveforms, float32 `(B, N)`, of a batch that is on its device."""
+        if self.waveforms is not None:
+            return self.waveforms
+        if self.resident is None or self.sample_starts is None:
+            raise ValueError("a batch without audio")
+        return self.resident.gather(self.sample_starts, self.sample_lengths, self.longest)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, copied without waiting where the host memory is pinned."""
         if device.type == "cpu":
             return self
-
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
-
-        return replace(
-            self,
-            waveforms=move(self.waveforms),
-            sample_lengths=move(self.sample_lengths),
-            targets=move(self.targets),
-            target_lengths=move(self.target_lengths),
-            teacher=None if self.teacher is None else self.teacher.to(device, non_blocking=True),
-            compared_lengths=(
-                None if self.compared_lengths is None else move(self.compared_lengths)
-            ),
+        return self._each(
+            lambda x: x.to(device, non_blocking=True),
+            None if self.teacher is None else self.teacher.to(device, non_blocking=True),
         )
+
+    def pin_memory(self) -> Batch:
+        """The batch in pinned host memory: a copy from other memory waits for the device."""
+        teacher = None if self.teacher is None else self.teacher.pin_memory()
+        return self._each(lambda x: x.pin_memory(), teacher)
+
+    def _each(self, change: Callable[[Tensor], Tensor], teacher: SparsePosteriors | None) -> Batch:
+        tensors: dict[str, Any] = {
+            field.name: change(value)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, teacher=teacher, **tensors)
 
 
 def compared_lengths(
@@ -67,16 +87,17 @@ def compared_lengths(
 ) -> list[int]:
     """Frames on which student and teacher are compared: the shorter of the two.
 
-    Their formulas may round the last, partial frame differently; the longer side's last frame is
-    then left out. Both count from the first sample, so a larger difference is an error.
+    Their formulas may treat the end differently (`TOLERATED_FRAMES`); the longer side's last frames
+    are then left out. Both count from the first sample, so a larger difference is an error.
 
     Raises:
         FrameCountError: Naming the utterance and both counts.
     """
     for utt_id, student, teacher in zip(utt_ids, student_frames, teacher_frames, strict=True):
-        if abs(student - teacher) > 1:
+        if abs(student - teacher) > TOLERATED_FRAMES:
             raise FrameCountError(
-                f"utterance {utt_id}: frames of student and teacher differ by more than one",
+                f"utterance {utt_id}: frames of student and teacher differ by more than "
+                f"{TOLERATED_FRAMES}",
                 expected=f"{teacher} (teacher)",
                 got=f"{student} (student)",
                 remedy="use a student whose stride gives the store's frame shift",
@@ -95,11 +116,16 @@ class BatchLoader:
         store: Teacher cache, or None.
         prefetch_batches: Batches prepared ahead.
         threads: Threads that prepare them.
-        pin: Pin host memory for faster copies to a GPU.
+        pin: Pin host memory, for copies to a GPU that wait for nothing.
+        resident: The corpus in the device's memory; without it the batches bring waveforms.
+        padded_samples: Samples to which each utterance's batch is padded at least (see
+            `BatchSampler.padded_samples`), targets to match; None pads to the longest.
+        views: Times that each utterance is recognised (see `Student.forward`): the batch holds its
+            targets and posteriors so many times, its audio once.
 
     Raises:
         TokenError: If a transcript has a character outside the tokens.
-        FrameCountError: If student and teacher frames of an utterance differ by more than one.
+        FrameCountError: See `compared_lengths`.
         StoreError: If the store lacks an utterance or heard other audio.
     """
 
@@ -114,6 +140,9 @@ class BatchLoader:
         prefetch_batches: int = 4,
         threads: int = 2,
         pin: bool = False,
+        resident: ResidentAudio | None = None,
+        padded_samples: npt.NDArray[np.int64] | None = None,
+        views: int = 1,
     ) -> None:
         self.utterances = manifest.utterances
         self.blank_index = tokenizer.blank_index
@@ -122,6 +151,8 @@ class BatchLoader:
         self.prefetch_batches = prefetch_batches
         self.threads = threads
         self.pin = pin
+        self.resident = resident
+        self.views = views
         self.targets = []
         for utterance in manifest.utterances:
             try:
@@ -129,6 +160,11 @@ class BatchLoader:
             except TokenError as error:
                 raise TokenError(f"utterance {utterance.utt_id}: {error}") from error
             self.targets.append(torch.tensor(tokens, dtype=torch.int64))
+        self.padded_samples = padded_samples
+        self._most_targets: dict[int, int] = {}
+        if padded_samples is not None:
+            for padded, target in zip(padded_samples.tolist(), self.targets, strict=True):
+                self._most_targets[padded] = max(self._most_targets.get(padded, 0), len(target))
         self.compared: list[int] = []
         if store is not None:
             store.require(manifest.utterances)
@@ -142,23 +178,43 @@ class BatchLoader:
     def load(self, indexes: Sequence[int]) -> Batch:
         """One batch, now, in this thread."""
         utterances = [self.utterances[i] for i in indexes]
-        waveforms, sample_lengths = self.audio.read_batch(utterances)
-        targets = [self.targets[i] for i in indexes]
+        waveforms = starts = None
+        longest, most_targets = max(utterance.samples for utterance in utterances), 0
+        if self.padded_samples is not None:
+            longest = int(self.padded_samples[list(indexes)].max())
+            most_targets = self._most_targets[longest]
+        if self.resident is None:
+            waveforms, sample_lengths = self.audio.read_batch(utterances)
+            waveforms = torch.nn.functional.pad(waveforms, (0, longest - waveforms.shape[1]))
+        else:
+            sample_lengths = torch.tensor([utterance.samples for utterance in utterances])
+            starts = torch.tensor([self.resident.starts[i] for i in indexes])
+        seen = list(indexes) * self.views
+        targets = [self.targets[i] for i in seen]
         teacher = compared = None
         if self.store is not None:
-            teacher = self.store.targets([u.utt_id for u in utterances])
-            compared = torch.tensor([self.compared[i] for i in indexes])
-        return Batch(
+            teacher = self.store.targets([self.utterances[i].utt_id for i in seen])
+            compared = torch.tensor([self.compared[i] for i in seen])
+        batch = Batch(
             utterances=utterances,
-            waveforms=waveforms.pin_memory() if self.pin else waveforms,
+            waveforms=waveforms,
             sample_lengths=sample_lengths,
-            targets=torch.nn.utils.rnn.pad_sequence(
-                targets, batch_first=True, padding_value=self.blank_index
-            ),
+            sample_starts=starts,
+            longest=longest,
+            targets=self._padded_targets(targets, most_targets),
             target_lengths=torch.tensor([len(target) for target in targets]),
             teacher=teacher,
             compared_lengths=compared,
+            resident=self.resident,
         )
+        return batch.pin_memory() if self.pin else batch
+
+    def _padded_targets(self, targets: Sequence[Tensor], at_least: int) -> Tensor:
+        rows = torch.nn.utils.rnn.pad_sequence(
+            list(targets), batch_first=True, padding_value=self.blank_index
+        )
+        missing = max(0, at_least - rows.shape[1])
+        return torch.nn.functional.pad(rows, (0, missing), value=self.blank_index)
 
     def batches(self, plan: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """The batches of a plan, in order."""

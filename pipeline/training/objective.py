@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 
+from interkd.kernels.consistency import consistency_loss
 from interkd.kernels.ctc_distill import ctc_distill_loss
+from interkd.kernels.guided import guided_loss
 from interkd.kernels.selection import FrameSelection
 from interkd.kernels.sparse import SparsePosteriors
+from interkd.kernels.token_distill import token_distill_loss, token_support
+from interkd.pipeline.frames import TOLERATED_FRAMES
 from interkd.pipeline.students.model import StudentOutput
-from interkd.pipeline.training.recipes import RECIPES, ObjectiveConfig, head_weights
+from interkd.pipeline.training.recipes import ObjectiveConfig, head_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +64,15 @@ class Objective:
         self.backend = backend
         self.check_values = check_values
         self.weights = head_weights(config, len(head_names) - 1)
-        self.divergence = config.divergence or RECIPES[config.recipe].divergence
+        self.divergence = config.kind
+        self.consistency = config.consistency
         self.selection = FrameSelection.parse(config.frames)
         self.blank_index = blank_index
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the divergence is part of the fused loss."""
+        return self.divergence in ("kl", "l2")
 
     def __str__(self) -> str:
         """The objective in one line, with all that moves the error rate."""
@@ -73,10 +85,16 @@ class Objective:
 
         text = f"{config.recipe}: CTC {weights(final.ctc, inter.ctc)}"
         if final.distill or (heads and inter.distill):
-            text += (
-                f"; {self.divergence} {weights(final.distill, inter.distill)}, tail {config.tail},"
-                f" frames {config.frames}, temperature {config.temperature:g}"
-            )
+            text += f"; {self.divergence} {weights(final.distill, inter.distill)}"
+            if self.is_fused:
+                text += (
+                    f", tail {config.tail}, frames {config.frames},"
+                    f" temperature {config.temperature:g}"
+                )
+            elif self.divergence == "mass3-ntdk":
+                text += f", blank penalty {config.blank_penalty:g}, rest {config.rest_weight:g}"
+        if self.consistency:
+            text += f"; consistency of two views {self.consistency:g}"
         return f"{text}; normalisation {config.normalisation}"
 
     def __call__(
@@ -97,17 +115,18 @@ class Objective:
                 None when no head distils.
             compared_lengths: Frames on which student and teacher are compared, int64 `(B,)`.
         """
+        fused = teacher if self.is_fused else None
         losses = ctc_distill_loss(
             output.logits,
             targets,
             output.frame_lengths,
             target_lengths,
-            teacher,
+            fused,
             ctc_weights=[weights.ctc for weights in self.weights],
-            distill_weights=[weights.distill if teacher else 0.0 for weights in self.weights],
+            distill_weights=[weights.distill if fused else 0.0 for weights in self.weights],
             compared_lengths=compared_lengths,
             selection=self.selection,
-            divergence=self.divergence,
+            divergence=self.divergence if self.is_fused else "kl",
             tail=self.config.tail,
             temperature=self.config.temperature,
             blank_index=self.blank_index,
@@ -115,15 +134,75 @@ class Objective:
             backend=self.backend,
             check_values=self.check_values,
         )
+        total, distill = losses.total, losses.distill
+        if teacher is not None and compared_lengths is not None and not self.is_fused:
+            distill = self._other_divergences(
+                output.logits, teacher, targets, target_lengths, compared_lengths
+            )
+            weights = [weights.distill for weights in self.weights]
+            total = total + sum(
+                weight * loss for weight, loss in zip(weights, distill, strict=True) if weight
+            )
+            distill = distill.detach()
         scale = self._scale(output.frame_lengths, target_lengths)
         # NaN is no missing alignment: it stays, for the loop to stop on.
         ctc = losses.ctc.masked_fill(losses.ctc.isposinf(), 0.0)
+        total = total.sum() * scale
+        if self.consistency:
+            # A pair's term counts once where each of its two views has CTC terms of its own.
+            total = total + 2 * self.consistency * scale * self._disagreement(output)
         return LossTerms(
-            total=losses.total.sum() * scale,
+            total=total,
             ctc=ctc.sum(1) * scale,
-            distill=losses.distill.sum(1) * scale,
+            distill=distill.sum(1) * scale,
             impossible=losses.impossible.sum(),
         )
+
+    def _other_divergences(
+        self,
+        logits: Sequence[Tensor],
+        teacher: SparsePosteriors,
+        targets: Tensor,
+        target_lengths: Tensor,
+        compared_lengths: Tensor,
+    ) -> Tensor:
+        """Divergences outside the fused loss, float32 `(H, B)`; 0 where the weight is 0."""
+        if self.divergence == "guided":
+            of_head = partial(guided_loss, teacher=teacher, compared_lengths=compared_lengths)
+        else:
+            support = token_support(
+                teacher,
+                targets,
+                target_lengths,
+                blank_penalty=self.config.blank_penalty,
+                # A teacher counts so many more at most; a look at its lengths waits for a GPU.
+                frames=logits[0].shape[1] + TOLERATED_FRAMES,
+                backend=self.backend,
+                check_values=self.check_values,
+            )
+            of_head = partial(
+                token_distill_loss,
+                teacher=teacher,
+                support=support,
+                compared_lengths=compared_lengths,
+                rest_weight=self.config.rest_weight,
+            )
+        nothing = logits[0].new_zeros(len(logits[0]), dtype=torch.float32)
+        return torch.stack(
+            [
+                of_head(head) if weights.distill else nothing
+                for head, weights in zip(logits, self.weights, strict=True)
+            ]
+        )
+
+    def _disagreement(self, output: StudentOutput) -> Tensor:
+        """The consistency term of every trained head, summed: a scalar."""
+        losses = [
+            consistency_loss(head, output.frame_lengths).sum()
+            for head, weights in zip(output.logits, self.weights, strict=True)
+            if weights.ctc or weights.distill
+        ]
+        return torch.stack(losses).sum()
 
     def _scale(self, frame_lengths: Tensor, target_lengths: Tensor) -> Tensor | float:
         if self.config.normalisation == "utterance":

@@ -57,12 +57,21 @@ class NovoGrad(torch.optim.Optimizer):
                 update = weight.grad / (state["norm"].sqrt() + group["eps"])
                 update = update.add(weight, alpha=group["weight_decay"])
                 state["momentum"].mul_(momentum).add_(update)
-                weight.add_(state["momentum"], alpha=-group["lr"])
+                weight.sub_(state["momentum"] * group["lr"])  # the rate may be on the device
         return loss
 
 
-def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
-    """The optimiser of that name; biases and normalisation weights are not decayed."""
+def make_optimiser(
+    model: nn.Module, config: OptimiserConfig, *, capturable: bool = False
+) -> torch.optim.Optimizer:
+    """The optimiser of that name; biases and normalisation weights are not decayed.
+
+    Args:
+        model: On its device.
+        config: Settings.
+        capturable: Keeps all that changes from step to step on the GPU, for CUDA graphs; set the
+            rate by `set_learning_rate`.
+    """
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [
@@ -72,7 +81,24 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Opt
     betas = (config.betas[0], config.betas[1])
     if config.name == "novograd":
         return NovoGrad(groups, lr=config.learning_rate, betas=betas)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas)
+    fused = all(p.device.type == "cuda" for p in model.parameters())
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=betas, fused=fused, capturable=capturable
+    )
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float, device: Tensor | None) -> None:
+    """Sets the rate of all weights.
+
+    Args:
+        optimiser: Changed in place.
+        rate: The rate.
+        device: Scalar on the GPU that holds the rate for CUDA graphs, or None.
+    """
+    if device is not None:
+        device.fill_(rate)
+    for group in optimiser.param_groups:
+        group["lr"] = rate if device is None else device
 
 
 def learning_rate(config: OptimiserConfig, step: int, progress: float) -> float:

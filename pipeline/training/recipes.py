@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from interkd.kernels.errors import ConfigError
 from interkd.kernels.selection import FrameSelection
 from interkd.pipeline.config import in_range, one_of
 
 NORMALISATIONS = ("utterance", "frame", "token")
-DIVERGENCES = ("kl", "l2")
+DIVERGENCES = ("kl", "l2", "guided", "mass3-ntdk")
 TAILS = ("bucket", "uniform", "renormalise")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Weights of the four kinds of term, and the divergence.
+    """Weights of the kinds of term, and the divergence.
 
     Attributes:
         final_ctc: Weight of the final head's CTC loss.
@@ -22,7 +23,10 @@ class Recipe:
             of them together.
         final_distill: Weight (lambda) of the final head's divergence from the teacher.
         inter_distill: Weight (lambda) of each intermediate head's divergence.
-        divergence: `l2` or `kl`.
+        divergence: `l2`, `kl`, `guided` or `mass3-ntdk` (docs/maths.md).
+        consistency: Weight (alpha) of the agreement of two augmented views, on every head that
+            has a CTC or a distillation term.
+        self_conditioned: Trains a student whose intermediate posteriors are fed back.
         source: Where it was published.
     """
 
@@ -32,6 +36,8 @@ class Recipe:
     final_distill: float = 0.0
     inter_distill: float = 0.0
     divergence: str = "l2"
+    consistency: float = 0.0
+    self_conditioned: bool = False
     source: str
 
 
@@ -59,6 +65,44 @@ RECIPES = {
         divergence="kl",
         source="arXiv 2506.01503: not from transcripts",
     ),
+    "guided": Recipe(
+        final_distill=1.0, divergence="guided", source="Kurata & Audhkhasi 2019 (Guided CTC)"
+    ),
+    "self-conditioned": Recipe(
+        final_ctc=0.5,
+        inter_ctc=0.5,
+        inter_ctc_shared=True,
+        self_conditioned=True,
+        source="Nozaki & Komatsu 2021",
+    ),
+    "mass3-ntdk": Recipe(
+        final_distill=1.0,
+        divergence="mass3-ntdk",
+        source="KL of {blank, right token, rest} and of the rest, on the token's frames",
+    ),
+    "inter-mass3-ntdk": Recipe(
+        inter_ctc=1.0,
+        final_distill=1.0,
+        inter_distill=1.0,
+        divergence="mass3-ntdk",
+        source="Inter-KD with Mass3 and NTDK",
+    ),
+    "cr-ctc": Recipe(consistency=0.2, source="Yao et al. 2025 (CR-CTC)"),
+    "inter-kd-cr": Recipe(
+        inter_ctc=1.0,
+        final_distill=0.25,
+        inter_distill=0.25,
+        consistency=0.2,
+        source="Inter-KD with CR-CTC's two views",
+    ),
+    "inter-kd-kl-cr": Recipe(
+        inter_ctc=1.0,
+        final_distill=0.25,
+        inter_distill=0.25,
+        divergence="kl",
+        consistency=0.2,
+        source="Inter-KD with the Kullback-Leibler divergence and CR-CTC's two views",
+    ),
 }
 
 
@@ -71,12 +115,17 @@ class ObjectiveConfig:
         final_ctc_weight: See `Recipe.final_ctc`.
         inter_ctc_weight: Weight of EACH intermediate head's CTC loss.
         distill_weight: Lambda of every head that the recipe distils.
-        divergence: `kl` or `l2`.
+        divergence: See `Recipe.divergence`.
         tail: What stands for the teacher's mass that the cache does not hold, on both sides:
             `bucket`, `uniform` or `renormalise` (docs/maths.md).
         frames: Frames on which the student follows the teacher: `all`, `non-blank`,
             `symmetric(N)`.
-        temperature: Softens both sides of the divergence.
+        temperature: Softens both sides of the divergence; `kl` and `l2` only, as `tail` and
+            `frames`.
+        blank_penalty: `mass3-ntdk` only: nats taken from the teacher's blank before its
+            forward-backward, so that a token's frames are more than its spike.
+        rest_weight: `mass3-ntdk` only: weight of the tokens that are neither blank nor right.
+        consistency_weight: See `Recipe.consistency`.
         normalisation: `utterance` (sum over frames, mean over utterances), `frame` (all sums by
             the batch's frames) or `token` (all sums by the batch's target tokens). It moves the
             error rate more than most methods do, so it is printed with every result.
@@ -90,6 +139,9 @@ class ObjectiveConfig:
     tail: str = "bucket"
     frames: str = "all"
     temperature: float = 1.0
+    blank_penalty: float = 2.0
+    rest_weight: float = 1.0
+    consistency_weight: float | None = None
     normalisation: str = "utterance"
 
     def __post_init__(self) -> None:
@@ -98,10 +150,35 @@ class ObjectiveConfig:
         one_of("objective.normalisation", self.normalisation, NORMALISATIONS)
         if self.divergence is not None:
             one_of("objective.divergence", self.divergence, DIVERGENCES)
-        weights = ("final_ctc_weight", "inter_ctc_weight", "distill_weight")
-        in_range("objective.", self, *weights, at_least=0)
+        weights = ("final_ctc_weight", "inter_ctc_weight", "distill_weight", "consistency_weight")
+        in_range("objective.", self, *weights, "rest_weight", at_least=0)
+        in_range("objective.", self, "blank_penalty")
         in_range("objective.", self, "temperature", above=0)
         FrameSelection.parse(self.frames)
+        if self.kind not in ("kl", "l2") and (
+            (self.tail, self.frames, self.temperature) != ("bucket", "all", 1.0)
+        ):
+            raise ConfigError(
+                f"divergence '{self.kind}' has rules of its own",
+                expected="tail bucket, frames all, temperature 1",
+                got=(self.tail, self.frames, self.temperature),
+            )
+
+    @property
+    def kind(self) -> str:
+        """The divergence in force."""
+        return self.divergence or RECIPES[self.recipe].divergence
+
+    @property
+    def consistency(self) -> float:
+        """The consistency weight in force."""
+        given = self.consistency_weight
+        return RECIPES[self.recipe].consistency if given is None else given
+
+    @property
+    def views(self) -> int:
+        """Times that each utterance is recognised in a step."""
+        return 2 if self.consistency else 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -12,25 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interkd.kernels.errors import CheckpointError, ConfigError, InterkdError
+from interkd.kernels.backends import resolve_backend
+from interkd.kernels.errors import BackendError, CheckpointError, ConfigError, InterkdError
 from interkd.pipeline.config import as_plain
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import BatchSampler
 from interkd.pipeline.devices import resolve_device
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.scoring.score import evaluate
-from interkd.pipeline.students.model import Student
+from interkd.pipeline.students.model import Student, StudentOutput
 from interkd.pipeline.training.augmentation import spec_augment
 from interkd.pipeline.training.averaging import average_weights
 from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.data import Batch, BatchLoader
+from interkd.pipeline.training.graphed_step import GraphedStep
 from interkd.pipeline.training.inputs import open_store, parts_as_groups, read_corpus
 from interkd.pipeline.training.keeper import CheckpointKeeper
 from interkd.pipeline.training.log import RunLog
 from interkd.pipeline.training.objective import Objective
-from interkd.pipeline.training.optimisers import learning_rate, make_optimiser
+from interkd.pipeline.training.optimisers import (
+    learning_rate,
+    make_optimiser,
+    set_learning_rate,
+)
 from interkd.pipeline.training.position import Position, TrainResult
-from interkd.pipeline.training.recipes import uses_intermediate_heads
+from interkd.pipeline.training.recipes import RECIPES, uses_intermediate_heads
+from interkd.pipeline.training.resident_audio import ResidentAudio
 from interkd.pipeline.training.run_settings import (
     begin_run,
     require_same_run,
@@ -78,6 +86,8 @@ class Trainer:
         if not uses_intermediate_heads(config.objective):
             # Heads that learn nothing would only cost time and memory.
             config = replace(config, student=replace(config.student, head_layers=()))
+        if RECIPES[config.objective.recipe].self_conditioned:
+            config = replace(config, student=replace(config.student, self_conditioned=True))
         self.config = config
         self.reporter = reporter
         self.device = resolve_device(config.device)
@@ -94,7 +104,25 @@ class Trainer:
             # What the loader makes fits; on a GPU a look at it would wait for every step.
             check_values=self.device.type == "cpu",
         )
+        self.views = config.objective.views
+        if self.views > 1 and not config.spec_augment:
+            raise ConfigError(
+                "two views of an utterance are the same without augmentation",
+                expected="a section spec_augment",
+                got="none",
+            )
+        if config.compile:
+            self.model.compile_layers()
         self.audio = AudioCache(int(config.data.audio_memory_gb * 2**30))
+        self.sampler = BatchSampler(
+            self.corpus.train.utterances,
+            max_seconds=config.data.batch_seconds,
+            buckets=config.data.buckets,
+            seed=config.seed,
+            shuffle=True,
+            fixed_shapes=config.cuda_graphs,
+            **parts_as_groups(self.store, self.corpus.train.utterances),
+        )
         self.loader = BatchLoader(
             self.corpus.train,
             tokenizer,
@@ -104,17 +132,23 @@ class Trainer:
             prefetch_batches=config.data.prefetch_batches,
             threads=config.data.decode_threads,
             pin=self.device.type == "cuda",
-        )
-        self.sampler = BatchSampler(
-            self.corpus.train.utterances,
-            max_seconds=config.data.batch_seconds,
-            buckets=config.data.buckets,
-            seed=config.seed,
-            shuffle=True,
-            **parts_as_groups(self.store, self.corpus.train.utterances),
+            resident=self._resident_audio(),
+            padded_samples=self.sampler.padded_samples if config.cuda_graphs else None,
+            views=self.views,
         )
         self.model.to(self.device)
-        self.optimiser = make_optimiser(self.model, config.optimiser)
+        graphed = config.cuda_graphs and self.device.type == "cuda"
+        if graphed and resolve_backend("auto", self.device) != "triton":
+            raise BackendError(
+                "cuda_graphs", expected="triton 3.3 or newer for the loss", got="none"
+            )
+        self.optimiser = make_optimiser(self.model, config.optimiser, capturable=graphed)
+        self.rate_on_device = torch.zeros((), device=self.device) if graphed else None
+        self.run_step: Callable[[Batch], Tensor] = (
+            GraphedStep(self._compute, self.device)
+            if graphed
+            else lambda batch: self._compute(batch.to(self.device))
+        )
         self.keeper = CheckpointKeeper(
             config.out,
             self.model,
@@ -133,6 +167,14 @@ class Trainer:
         )
         self.stop_asked = False
         self.saved_at = time.monotonic()
+
+    def _resident_audio(self) -> ResidentAudio | None:
+        """The training set in the GPU's memory, where there is a GPU and room."""
+        data, utterances = self.config.data, self.corpus.train.utterances
+        budget = int(data.device_memory_gb * 2**30)
+        if self.device.type == "cpu" or not ResidentAudio.fits(utterances, budget):
+            return None
+        return ResidentAudio(utterances, self.device, threads=data.decode_threads)
 
     def _open_run(self, resume: bool) -> None:
         """A new run's folder, or the state of the one that is resumed."""
@@ -212,7 +254,7 @@ class Trainer:
             progress = (position.epoch + position.batch / len(plan)) / config.epochs
             if config.max_minutes is not None:
                 progress = max(progress, position.seconds / (60 * config.max_minutes))
-            self._step(batch.to(self.device), progress)
+            self._step(batch, progress)
             position.batch += 1
             position.seconds = before + time.monotonic() - started
             figures = ""
@@ -253,12 +295,22 @@ class Trainer:
     def _step(self, batch: Batch, progress: float) -> None:
         config, position = self.config, self.position
         rate = learning_rate(config.optimiser, position.step, progress)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimiser, rate, self.rate_on_device)
+        figures = self.run_step(batch)
+        position.step += 1
+        row = {"step": position.step, "epoch": position.epoch, "learning_rate": rate}
+        self.log.step(row, figures)
+
+    def _compute(self, batch: Batch) -> Tensor:
+        """Forward, backward and update; the figures to log. Nothing waits for the device."""
+        config = self.config
+        features = self.model.augmented_features(
+            batch.audio(), batch.sample_lengths, views=self.views
+        )
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"
         ):
-            output = self.model(batch.waveforms, batch.sample_lengths)
+            output = StudentOutput(*self.model.recognise(*features))
         terms = self.objective(
             output, batch.targets, batch.target_lengths, batch.teacher, batch.compared_lengths
         )
@@ -268,10 +320,8 @@ class Trainer:
             self.model.parameters(), config.optimiser.grad_clip or float("inf")
         )
         self.optimiser.step()
-        position.step += 1
-        row = {"step": position.step, "epoch": position.epoch, "learning_rate": rate}
         head = torch.stack([terms.total.detach(), norm.detach(), terms.impossible.to(norm.dtype)])
-        self.log.step(row, torch.cat([head, terms.ctc, terms.distill]))
+        return torch.cat([head, terms.ctc, terms.distill])
 
     def _out_of_time(self) -> bool:
         limit = self.config.max_minutes

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from interkd.kernels.consistency import consistency_loss
 from interkd.kernels.ctc import ctc_loss
 from interkd.kernels.distill import sparse_divergence
 from interkd.kernels.errors import ConfigError, FrameCountError
+from interkd.kernels.guided import guided_loss
 from interkd.kernels.sparse import SparsePosteriors
+from interkd.kernels.token_distill import token_distill_loss, token_support
 from interkd.pipeline.students.model import StudentOutput
 from interkd.pipeline.training.data import compared_lengths
 from interkd.pipeline.training.objective import Objective
@@ -24,14 +27,22 @@ VOCAB = 6
 
 
 class Example:
-    """Three utterances, three heads, a sparse teacher with one frame more or fewer."""
+    """Three utterances, three heads, a sparse teacher with one frame more or fewer.
 
-    def __init__(self, device: torch.device) -> None:
+    With two views each utterance is there twice, with other logits.
+    """
+
+    def __init__(self, device: torch.device, *, views: int = 1) -> None:
         generator = torch.Generator().manual_seed(3)
         self.frames = torch.tensor([9, 7, 4])
         self.targets = torch.tensor([[1, 2, 2, 5], [3, 1, 0, 0], [4, 0, 0, 0]])
         self.target_lengths = torch.tensor([4, 2, 1])
         self.logits = tuple(torch.randn(3, 9, VOCAB, generator=generator) for _ in HEADS)
+        if views == 2:
+            self.logits = tuple(
+                torch.cat([logits, torch.randn(3, 9, VOCAB, generator=generator)])
+                for logits in self.logits
+            )
         teacher_frames = torch.tensor([9, 8, 3])
         log_probs = torch.randn(20, VOCAB, generator=generator).mul(2).log_softmax(-1)
         counts = torch.arange(20) % 3 + 1
@@ -43,6 +54,12 @@ class Example:
         ]
         tokens = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
         kept = torch.cat([log_probs[i, row] for i, row in enumerate(rows)])
+        self.compared = torch.tensor([9, 7, 3])
+        for name in ("frames", "targets", "target_lengths", "compared"):
+            column = getattr(self, name)
+            setattr(self, name, column.repeat(views, *[1] * (column.ndim - 1)).to(device))
+        teacher_frames, counts = teacher_frames.repeat(views), counts.repeat(views)
+        tokens, kept = tokens.repeat(views), kept.repeat(views)
         zero = torch.zeros(1, dtype=torch.int64)
         self.teacher = SparsePosteriors(
             frame_offsets=torch.cat([zero, teacher_frames.cumsum(0)]),
@@ -51,9 +68,6 @@ class Example:
             log_probs=kept,
             vocab_size=VOCAB,
         ).to(device)
-        self.compared = torch.tensor([9, 7, 3])
-        for name in ("frames", "targets", "target_lengths", "compared"):
-            setattr(self, name, getattr(self, name).to(device))
         self.logits = tuple(logits.to(device).requires_grad_() for logits in self.logits)
 
     def loss(self, config: ObjectiveConfig) -> torch.Tensor:
@@ -77,6 +91,19 @@ class Example:
             backend="reference",
         ).double()
 
+    def guided(self, head: int) -> torch.Tensor:
+        return guided_loss(self.logits[head], self.teacher, self.compared).double()
+
+    def mass3_ntdk(self, head: int) -> torch.Tensor:
+        support = token_support(
+            self.teacher, self.targets, self.target_lengths, blank_penalty=2.0, backend="torch"
+        )
+        return token_distill_loss(self.logits[head], self.teacher, support, self.compared).double()
+
+    def consistency(self, head: int) -> torch.Tensor:
+        """For each row its pair's: the mean over rows is the mean over utterances."""
+        return consistency_loss(self.logits[head], self.frames).repeat(2).double()
+
 
 @pytest.fixture
 def example(device: torch.device) -> Example:
@@ -98,6 +125,24 @@ def written_formula(example: Example, recipe: str) -> torch.Tensor:
         return sum(ctc(h) + 0.25 * kl(h, "l2") for h in range(3))  # type: ignore[return-value]
     if recipe == "inter-kd-kl":
         return sum(ctc(h) + 0.25 * kl(h, "kl") for h in range(3))  # type: ignore[return-value]
+    if recipe == "self-conditioned":
+        return 0.5 * ctc(2) + 0.5 * (ctc(0) + ctc(1)) / 2
+    if recipe == "guided":
+        return ctc(2) + example.guided(2)
+    if recipe == "mass3-ntdk":
+        return ctc(2) + example.mass3_ntdk(2)
+    if recipe == "inter-mass3-ntdk":
+        return sum(ctc(h) + example.mass3_ntdk(h) for h in range(3))  # type: ignore[return-value]
+    if recipe == "cr-ctc":
+        return ctc(2) + 0.2 * example.consistency(2)
+    if recipe == "inter-kd-cr":
+        return sum(  # type: ignore[return-value]
+            ctc(h) + 0.25 * kl(h, "l2") + 0.2 * example.consistency(h) for h in range(3)
+        )
+    if recipe == "inter-kd-kl-cr":
+        return sum(  # type: ignore[return-value]
+            ctc(h) + 0.25 * kl(h, "kl") + 0.2 * example.consistency(h) for h in range(3)
+        )
     assert recipe == "kd-only"
     return sum(kl(h, "kl") for h in range(3))  # type: ignore[return-value]
 
@@ -108,8 +153,10 @@ def gradients_of(loss: torch.Tensor, example: Example) -> tuple[torch.Tensor, ..
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
-def test_recipe_is_its_formula(example: Example, recipe: str) -> None:
-    loss = example.loss(ObjectiveConfig(recipe=recipe))
+def test_recipe_is_its_formula(device: torch.device, recipe: str) -> None:
+    config = ObjectiveConfig(recipe=recipe)
+    example = Example(device, views=config.views)
+    loss = example.loss(config)
     expected = written_formula(example, recipe).mean()
     torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
     gradients = gradients_of(loss, example)
@@ -179,6 +226,13 @@ def test_what_recipes_need() -> None:
         "inter-kd": (True, True),
         "inter-kd-kl": (True, True),
         "kd-only": (True, True),
+        "guided": (False, True),
+        "self-conditioned": (True, False),
+        "mass3-ntdk": (False, True),
+        "inter-mass3-ntdk": (True, True),
+        "cr-ctc": (False, False),
+        "inter-kd-cr": (True, True),
+        "inter-kd-kl-cr": (True, True),
     }
 
 
@@ -187,7 +241,14 @@ def test_unknown_recipe_names_the_nearest() -> None:
         ObjectiveConfig(recipe="interkd")
 
 
-def test_one_frame_is_trimmed_and_two_are_refused() -> None:
-    assert compared_lengths(["a", "b", "c"], [10, 9, 10], [9, 10, 10]) == [9, 9, 10]
-    with pytest.raises(FrameCountError, match=r"utterance b.*expected 12 \(teacher\), got 10"):
-        compared_lengths(["a", "b"], [10, 10], [10, 12])
+def test_two_frames_are_trimmed_and_three_are_refused() -> None:
+    assert compared_lengths(["a", "b", "c"], [10, 9, 10], [9, 11, 8]) == [9, 9, 8]
+    with pytest.raises(FrameCountError, match=r"utterance b.*expected 13 \(teacher\), got 10"):
+        compared_lengths(["a", "b"], [10, 10], [10, 13])
+
+
+def test_divergences_with_rules_of_their_own_refuse_others() -> None:
+    with pytest.raises(ConfigError, match=r"'guided'.*tail bucket, frames all"):
+        ObjectiveConfig(recipe="guided", frames="non-blank")
+    with pytest.raises(ConfigError, match="mass3-ntdk"):
+        ObjectiveConfig(recipe="inter-kd", divergence="mass3-ntdk", temperature=2.0)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from interkd.kernels.errors import CheckpointError, ConfigError
 from interkd.pipeline.config import as_plain
 from interkd.pipeline.progress import Reporter
+from interkd.pipeline.students.checkpoint import load_student
 from interkd.pipeline.students.config import ConformerConfig, FeatureConfig, StudentConfig
 from interkd.pipeline.training.config import (
     DataConfig,
@@ -164,6 +165,31 @@ def test_settings_must_fit(tone_corpus: Any, tmp_path: Path) -> None:
         train(config)
     with pytest.raises(ConfigError, match=r"another 'seed'.*expected 1, got 2"):
         train(replace(config, seed=2), resume=True)
+
+
+def test_two_views_need_augmentation(tone_corpus: Any, tmp_path: Path) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", objective=ObjectiveConfig(recipe="cr-ctc"))
+    with pytest.raises(ConfigError, match=r"two views.*spec_augment"):
+        train(config)
+    assert not config.out.exists()
+    augmented = replace(config, spec_augment=SpecAugmentConfig(time_width=8, frequency_width=6))
+    result = train(augmented)
+    consistent = [row["loss"] for row in rows(config.out) if "loss" in row]
+    assert result.steps == len(consistent)
+    train(replace(augmented, objective=ObjectiveConfig(recipe="ctc"), out=tmp_path / "one-view"))
+    one_view = [row["loss"] for row in rows(tmp_path / "one-view") if "loss" in row]
+    assert len(one_view) == len(consistent)
+
+
+def test_self_conditioned_recipe_trains_a_self_conditioned_student(
+    tone_corpus: Any, tmp_path: Path
+) -> None:
+    config = tiny(
+        tone_corpus, tmp_path / "run", objective=ObjectiveConfig(recipe="self-conditioned")
+    )
+    train(config)
+    assert "feedback.0.weight" in last_weights(config.out)
+    assert load_student(config.out).model.config.self_conditioned
 
 
 def test_heads_that_learn_nothing_are_left_out(tone_corpus: Any, tmp_path: Path) -> None:

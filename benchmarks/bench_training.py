@@ -1,0 +1,182 @@
+"""A training step on a GPU: how long, where it goes, and how much of it the GPU is busy.
+
+Students of the experiment (benchmarks/inter_kd), one batch of equal utterances of 12 s, the
+`inter-kd` objective, gradient clipping and AdamW. Variants: `eager`; `compiled` layers;
+`library`, cuDNN's depthwise convolution instead of the kernel; `graph`, replayed as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from kernels.machine import describe
+from kernels.problems import Shape, make_example
+from torch import nn
+
+from interkd.pipeline.students import convolution
+from interkd.pipeline.students.config import ConformerConfig, FeatureConfig, StudentConfig
+from interkd.pipeline.students.model import Student, StudentOutput
+from interkd.pipeline.training.config import OptimiserConfig
+from interkd.pipeline.training.objective import Objective
+from interkd.pipeline.training.optimisers import make_optimiser, set_learning_rate
+from interkd.pipeline.training.recipes import ObjectiveConfig
+
+STUDENTS = {
+    "jasper-mini": StudentConfig(encoder="jasper-mini", features=FeatureConfig(mels=64)),
+    "conformer": StudentConfig(conformer=ConformerConfig(dim=160, feed_forward_dim=768)),
+}
+VOCAB, TARGETS_A_SECOND = 29, 14
+
+
+def make_step(
+    name: str, audio_seconds: float, seconds: float, recipe: str, compiled: bool, device: Any
+) -> Callable[[], None]:
+    """One step of a fresh student on one batch."""
+    torch.manual_seed(0)
+    student = Student(STUDENTS[name], VOCAB).to(device)
+    batch, samples = int(audio_seconds / seconds), int(16000 * seconds)
+    waveforms = 0.1 * torch.randn(batch, samples, device=device)
+    sample_lengths = torch.full((batch,), samples, device=device)
+    frames = student.frame_formula.count(samples)
+    heads = len(student.head_names)
+    example = make_example(
+        Shape(heads, batch, frames, VOCAB, int(TARGETS_A_SECOND * seconds)), device
+    )
+    optimiser = make_optimiser(student, OptimiserConfig(learning_rate=1e-4), capturable=True)
+    set_learning_rate(optimiser, 1e-4, torch.tensor(1e-4, device=device))
+    objective = Objective(
+        ObjectiveConfig(recipe=recipe), student.head_names, 0, check_values=device.type == "cpu"
+    )
+    if compiled:
+        student.compile_layers()
+
+    def step() -> None:
+        features = student.augmented_features(waveforms, sample_lengths)
+        with torch.autocast(device.type, torch.bfloat16):
+            output = StudentOutput(*student.recognise(*features))
+        terms = objective(
+            output,
+            example.targets,
+            example.target_lengths,
+            example.teacher,
+            output.frame_lengths,
+        )
+        optimiser.zero_grad(set_to_none=True)
+        terms.total.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+        optimiser.step()
+
+    return step
+
+
+def as_graph(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as one CUDA graph."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    return graph.replay
+
+
+def clock(step: Callable[[], None], steps: int) -> tuple[float, float]:
+    """Milliseconds a step, and milliseconds until the host has asked for it."""
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    asked = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start) / steps, 1e3 * asked / steps
+
+
+def busiest(step: Callable[[], None], steps: int) -> tuple[float, list[tuple[str, float, int]]]:
+    """Device milliseconds a step, and the kernels that take most of them."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    rows = [
+        (event.key[:90], event.self_device_time_total / 1e3 / steps, event.count // steps)
+        for event in profile.key_averages()
+    ]
+    rows.sort(key=lambda row: -row[1])
+    return sum(row[1] for row in rows), rows[:40]
+
+
+def main() -> None:
+    """Prints a line a variant and the kernels of the fastest, and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--students", default="jasper-mini,conformer")
+    parser.add_argument("--audio-seconds", default="320,768")
+    parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--recipe", default="inter-kd")
+    parser.add_argument(
+        "--variants", default="eager-library,eager,eager-graph,compiled,compiled-graph"
+    )
+    parser.add_argument("--kernels", type=int, default=0, help="print so many of the longest")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/bench_training.json"))
+    options = parser.parse_args()
+    device = torch.device("cuda")
+    own_depthwise = convolution.has_fast_depthwise
+    records = []
+    for name in options.students.split(","):
+        for audio_seconds in map(float, options.audio_seconds.split(",")):
+            for variant in options.variants.split(","):
+                library = "library" in variant
+                convolution.has_fast_depthwise = (lambda _: False) if library else own_depthwise
+                torch._dynamo.reset()
+                compiled = variant.startswith("compiled")
+                started = time.perf_counter()
+                step = make_step(
+                    name, audio_seconds, options.seconds, options.recipe, compiled, device
+                )
+                torch.cuda.reset_peak_memory_stats()
+                step()
+                torch.cuda.synchronize()
+                first = time.perf_counter() - started
+                if "graph" in variant:
+                    step = as_graph(step)
+                wall, host = clock(step, options.steps)
+                busy, kernels = busiest(step, 5)
+                peak = torch.cuda.max_memory_allocated() / 2**30
+                print(
+                    f"{name} {audio_seconds:g} s {variant}: {wall:.2f} ms a step "
+                    f"({audio_seconds / wall * 1e3:,.0f} s of audio a second), host {host:.2f}, "
+                    f"device {busy:.2f}, peak {peak:.1f} GiB, first step {first:.1f} s",
+                    flush=True,
+                )
+                for key, ms, count in kernels[: options.kernels]:
+                    print(f"  {ms:7.3f} ms {count:4d}x  {key}", flush=True)
+                records.append(
+                    {
+                        "student": name,
+                        "audio_seconds": audio_seconds,
+                        "variant": variant,
+                        "ms": wall,
+                        "host_ms": host,
+                        "device_ms": busy,
+                        "peak_gib": peak,
+                        "first_step_seconds": first,
+                        "kernels": kernels,
+                    }
+                )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    result = {**describe(device), "seconds": options.seconds, "runs": records}
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

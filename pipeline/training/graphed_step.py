@@ -1,0 +1,139 @@
+"""CUDA graphs of the training step: the host asks once a shape of batch, then only replays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interkd.kernels.sparse import SparsePosteriors
+from interkd.pipeline.training.data import Batch
+
+Step = Callable[[Batch], Tensor]
+Shape = tuple[int, ...]
+
+_ROOM = 1.25  # for the teacher's frames and entries, whose number varies within a shape
+
+
+class GraphedStep:
+    """Runs a step as it is the first time that it meets a shape of batch, then as a graph.
+
+    A step of a small student is thousands of short kernels: asking for them takes the host longer
+    than the GPU needs to run them. A graph is asked for whole. The first, ordinary step of a shape
+    compiles, allocates and makes the optimiser's state, none of which may happen in a capture.
+    All graphs share one pool of memory, as only one runs at a time.
+
+    Args:
+        step: Forward, backward and update of a batch on the device, without waiting for it;
+            returns the figures to log. What it reads besides the batch must stay where it is.
+        device: The GPU.
+    """
+
+    def __init__(self, step: Step, device: torch.device) -> None:
+        self.step = step
+        self.device = device
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()
+        self.met: set[Shape] = set()
+        self.graphs: dict[Shape, _Graph] = {}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """One step on a batch in pinned host memory; the figures, on the device."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            figures = self._run(batch)
+        current.wait_stream(self.stream)
+        return figures
+
+    def _run(self, batch: Batch) -> Tensor:
+        shape = batch_shape(batch)
+        if shape not in self.met:
+            self.met.add(shape)
+            return self.step(batch.to(self.device))
+        graph = self.graphs.get(shape)
+        if graph is None or not graph.holds(batch):
+            graph = self.graphs[shape] = _Graph(self.step, batch, self.device)
+            graph.capture(self.pool, self.stream)
+        return graph.replay(batch)
+
+
+def batch_shape(batch: Batch) -> Shape:
+    """What a graph is made for: utterances, samples, targets."""
+    return (len(batch.sample_lengths), batch.longest, *batch.targets.shape)
+
+
+class _Graph:
+    """One captured step and the batch that it reads."""
+
+    def __init__(self, step: Step, batch: Batch, device: torch.device) -> None:
+        self.step = step
+        self.graph = torch.cuda.CUDAGraph()
+        self.batch = with_room(batch).to(device)
+        self.figures: Tensor | None = None
+
+    def holds(self, batch: Batch) -> bool:
+        """Whether a batch's posteriors fit."""
+        mine, other = self.batch.teacher, batch.teacher
+        return (
+            mine is None
+            or other is None
+            or (
+                len(other.tokens) <= len(mine.tokens)
+                and len(other.entry_offsets) <= len(mine.entry_offsets)
+            )
+        )
+
+    def capture(self, pool: Any, stream: torch.cuda.Stream) -> None:
+        """Records the step; nothing runs yet."""
+        # Threads that prepare batches pin memory meanwhile, which a global mode would forbid.
+        with torch.cuda.graph(
+            self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+        ):
+            self.figures = self.step(self.batch)
+
+    def replay(self, batch: Batch) -> Tensor:
+        """Runs the step on another batch of the shape."""
+        assert self.figures is not None
+        for field in fields(batch):
+            mine, other = getattr(self.batch, field.name), getattr(batch, field.name)
+            if isinstance(mine, Tensor):
+                mine.copy_(other, non_blocking=True)
+        if self.batch.teacher is not None and batch.teacher is not None:
+            refill(self.batch.teacher, batch.teacher)
+        self.graph.replay()
+        return self.figures.clone()
+
+
+def with_room(batch: Batch) -> Batch:
+    """The batch with posteriors that others of its shape fit into as well."""
+    teacher = batch.teacher
+    if teacher is None:
+        return batch
+    frames, entries = len(teacher.entry_offsets), len(teacher.tokens)
+    roomy = SparsePosteriors(
+        frame_offsets=teacher.frame_offsets,
+        entry_offsets=_longer(teacher.entry_offsets, int(_ROOM * frames), entries),
+        tokens=_longer(teacher.tokens, int(_ROOM * entries), 0),
+        log_probs=_longer(teacher.log_probs, int(_ROOM * entries), 0),
+        vocab_size=teacher.vocab_size,
+        blank_index=teacher.blank_index,
+    )
+    return replace(batch, teacher=roomy)
+
+
+def _longer(column: Tensor, length: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(column, (0, length - len(column)), value=value)
+
+
+def refill(mine: SparsePosteriors, other: SparsePosteriors) -> None:
+    """Puts other posteriors into columns with room; frames past the last have no entries."""
+    mine.frame_offsets.copy_(other.frame_offsets, non_blocking=True)
+    frames, entries = len(other.entry_offsets), len(other.tokens)
+    mine.entry_offsets[:frames].copy_(other.entry_offsets, non_blocking=True)
+    mine.entry_offsets[frames:].fill_(entries)
+    mine.tokens[:entries].copy_(other.tokens, non_blocking=True)
+    mine.log_probs[:entries].copy_(other.log_probs, non_blocking=True)

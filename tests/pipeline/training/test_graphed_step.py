@@ -1,0 +1,212 @@
+"""CUDA graphs of the step: the numbers of the step itself, whatever varies within a shape."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from interkd.kernels.ctc_distill import ctc_distill_loss
+from interkd.kernels.sparse import SparsePosteriors
+from interkd.pipeline.cache.reader import TeacherStore
+from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.corpus.tokens import Tokenizer
+from interkd.pipeline.progress import Reporter
+from interkd.pipeline.students.checkpoint import save_student
+from interkd.pipeline.students.config import (
+    ConformerConfig,
+    FeatureConfig,
+    JasperConfig,
+    StudentConfig,
+)
+from interkd.pipeline.students.model import Student
+from interkd.pipeline.training import trainer
+from interkd.pipeline.training.config import (
+    DataConfig,
+    OptimiserConfig,
+    SpecAugmentConfig,
+    TrainConfig,
+)
+from interkd.pipeline.training.data import Batch
+from interkd.pipeline.training.graphed_step import refill, with_room
+from interkd.pipeline.training.recipes import ObjectiveConfig
+
+FEATURES = FeatureConfig(mels=24)
+STUDENTS = {
+    "conformer": StudentConfig(
+        features=FEATURES,
+        head_layers=(1,),
+        conformer=ConformerConfig(
+            dim=32,
+            layers=2,
+            attention_heads=2,
+            feed_forward_dim=64,
+            convolution_kernel=7,
+            dropout=0.0,
+            stride=4,
+        ),
+    ),
+    "jasper-mini": StudentConfig(
+        encoder="jasper-mini",
+        features=FEATURES,
+        head_layers=(3,),
+        jasper=JasperConfig(
+            stride=4,
+            stem_channels=16,
+            block_channels=(16, 24),
+            block_kernels=(5, 7),
+            repeat=2,
+            dilated_kernel=5,
+            last_channels=(24, 32),
+        ),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def store(tone_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Posteriors of a teacher that never learnt anything."""
+    root = tmp_path_factory.mktemp("untaught")
+    tokenizer = Tokenizer.load(tone_corpus.tokens)
+    torch.manual_seed(0)
+    config = STUDENTS["conformer"]
+    save_student(root, Student(config, tokenizer.vocab_size), config, tokenizer, {})
+    out = root / "store.teacher.zarr"
+    cache_teacher(
+        CacheTeacherConfig(
+            teacher=f"interkd:{root}", manifest=tone_corpus.train, out=out, device="cpu"
+        )
+    )
+    return out
+
+
+def settings(corpus: Any, store: Path, out: Path, **changes: Any) -> TrainConfig:
+    config = TrainConfig(
+        data=DataConfig(
+            train_manifest=corpus.train,
+            dev_manifest=corpus.dev,
+            tokenizer=corpus.tokens,
+            batch_seconds=9,
+            buckets=3,
+        ),
+        store=store,
+        out=out,
+        student=STUDENTS["conformer"],
+        optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=5),
+        epochs=5,
+        dev_every=5,
+        cuda_graphs=True,
+    )
+    return replace(config, **changes)
+
+
+def losses(run: Path) -> list[float]:
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+
+@pytest.mark.parametrize("encoder", sorted(STUDENTS))
+@pytest.mark.parametrize("recipe", ["ctc", "inter-kd", "guided", "mass3-ntdk", "inter-kd-cr"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_graphs_train_as_the_step_does(
+    tone_corpus: Any,
+    store: Path,
+    tmp_path: Path,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    encoder: str,
+    recipe: str,
+    compiled: bool,
+) -> None:
+    if device.type != "cuda":
+        pytest.skip("CUDA graphs need --device cuda")
+    if compiled and recipe != "inter-kd":
+        pytest.skip("compiled once a student is enough")
+    augment = SpecAugmentConfig(time_width=0, frequency_width=0) if recipe.endswith("cr") else None
+    config = settings(
+        tone_corpus,
+        store,
+        tmp_path / "graphs",
+        student=STUDENTS[encoder],
+        objective=ObjectiveConfig(recipe=recipe),
+        spec_augment=augment,
+        device=str(device),
+        compile=compiled,
+    )
+    trainer.train(config)
+    monkeypatch.setattr(
+        trainer, "GraphedStep", lambda step, device: lambda batch: step(batch.to(device))
+    )
+    trainer.train(replace(config, out=tmp_path / "steps", compile=False))
+    graphs, steps = losses(tmp_path / "graphs"), losses(tmp_path / "steps")
+    assert len(graphs) == len(steps) >= 20
+    torch.testing.assert_close(torch.tensor(graphs), torch.tensor(steps), rtol=2e-2, atol=0)
+
+
+def test_fixed_shapes_recur_and_hold_every_utterance(
+    tone_corpus: Any, store: Path, tmp_path: Path
+) -> None:
+    config = settings(tone_corpus, store, tmp_path / "run", device="cpu")
+    run = trainer.Trainer(config, resume=False, reporter=Reporter())
+    try:
+        shapes, heard = [], []
+        for epoch in range(2):
+            run.sampler.set_epoch(epoch)
+            plan = list(run.sampler)
+            batches = [run.loader.load(indexes) for indexes in plan]
+            shapes.append({(len(b.sample_lengths), b.longest, *b.targets.shape) for b in batches})
+            heard.append(sorted(index for indexes in plan for index in indexes))
+            for batch in batches:
+                waveforms = batch.audio()
+                assert waveforms.shape == (len(batch.sample_lengths), batch.longest)
+                assert waveforms.numel() <= 9 * 16000
+    finally:
+        run.close()
+    assert shapes[0] == shapes[1]
+    assert len(shapes[0]) <= 6  # three buckets, each with what is left over
+    assert heard[0] == heard[1] == list(range(len(run.corpus.train.utterances)))
+
+
+def test_posteriors_with_room_are_the_posteriors(
+    tone_corpus: Any, store: Path, device: torch.device
+) -> None:
+    opened = TeacherStore.open(store)
+    ids = list(opened.utterance_ids)
+    first, second = opened.targets(ids[:3]), opened.targets(ids[3:6])
+    column = torch.zeros(3, dtype=torch.int64)
+    batch = Batch(
+        utterances=(),
+        waveforms=None,
+        sample_lengths=column,
+        sample_starts=None,
+        longest=1,
+        targets=column[:, None],
+        target_lengths=column,
+        teacher=first,
+    )
+    roomy = with_room(batch).teacher
+    assert isinstance(roomy, SparsePosteriors)
+    roomy = roomy.to(device)
+    for teacher in (first, second):
+        refill(roomy, teacher)
+        frames = int(teacher.frame_lengths.max())
+        torch.manual_seed(0)
+        logits = torch.randn(3, frames, teacher.vocab_size, device=device)
+        for selection in ("all", "symmetric(1)"):
+            options: dict[str, Any] = {"ctc_weights": [0.0], "selection": selection}
+            lengths = teacher.frame_lengths.to(device)
+            got, expected = (
+                ctc_distill_loss(
+                    [logits],
+                    teacher=posteriors,
+                    compared_lengths=lengths,
+                    check_values=False,
+                    **options,
+                ).total
+                for posteriors in (roomy, teacher.to(device))
+            )
+            torch.testing.assert_close(got, expected)

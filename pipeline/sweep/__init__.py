@@ -1,0 +1,1 @@
+"""Many runs from one file: started side by side, resumed, and compared in one table."""

@@ -1,0 +1,104 @@
+"""Bootstrap over utterances and seeds at once, the same utterances for every system."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from interkd.kernels.errors import ConfigError, CorpusError, ShapeError
+
+Floats = npt.NDArray[np.float64]
+
+_DRAWS_PER_BLOCK = 1 << 21  # bounds memory to some 50 MiB whatever the number of utterances
+
+
+def resampled_rates(
+    errors: Mapping[str, npt.ArrayLike],
+    lengths: npt.ArrayLike,
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Floats]:
+    """Error rates of several systems in resamples of utterances and seeds.
+
+    A resample draws n of the n utterances with replacement, the same for all systems, and of each
+    system S of its S seeds, independently of the other systems. Its rate is the mean over the drawn
+    seeds of errors by reference length over the drawn utterances.
+
+    Args:
+        errors: For each system, the errors of each seed in each utterance, `(S, n)`.
+        lengths: Reference length of each utterance, `(n,)`.
+        samples: Number of resamples.
+        seed: Seed of the resampling. A system's draws depend on its name, not on the others.
+
+    Returns:
+        For each system the rates in percent, `(samples,)`; NaN where only empty references were
+        drawn.
+
+    Raises:
+        ShapeError: If the columns differ in length.
+        CorpusError: If the references are empty.
+        ConfigError: If `samples` is below 1.
+    """
+    weights = np.asarray(lengths, dtype=np.float64)
+    tables = {name: np.asarray(table, dtype=np.float64) for name, table in errors.items()}
+    for name, table in tables.items():
+        if weights.ndim != 1 or table.ndim != 2 or table.shape[1:] != weights.shape:
+            raise ShapeError(
+                f"errors of {name}", expected=f"(seeds, {weights.size})", got=table.shape
+            )
+    if weights.sum() == 0:
+        raise CorpusError("a bootstrap over references without a single word")
+    if samples < 1:
+        raise ConfigError("bootstrap samples", expected="at least 1", got=samples)
+    size = weights.size
+    block = max(1, _DRAWS_PER_BLOCK // size)
+    utterances = np.random.default_rng(seed)
+    generators = {name: np.random.default_rng([seed, zlib.crc32(name.encode())]) for name in tables}
+    rates = {name: np.empty(samples) for name in tables}
+    for start in range(0, samples, block):
+        count = min(block, samples - start)
+        drawn = _counts(utterances, size, count)
+        total = drawn @ weights
+        total[total == 0] = np.nan
+        for name, table in tables.items():
+            seeds = len(table)
+            shares = _counts(generators[name], seeds, count) / seeds
+            sums = np.einsum("bs,bs->b", drawn @ table.T, shares)
+            rates[name][start : start + count] = 100.0 * sums / total
+    return rates
+
+
+def _counts(generator: np.random.Generator, size: int, samples: int) -> Floats:
+    """How often each of `size` things is drawn in `size` draws, `(samples, size)`."""
+    draws = generator.integers(0, size, size=(samples, size), dtype=np.int64)
+    draws += size * np.arange(samples)[:, None]
+    flat = np.bincount(draws.ravel(), minlength=samples * size)
+    return flat.reshape(samples, size).astype(np.float64)
+
+
+def relative_reduction(rates: Floats, baseline: Floats) -> Floats:
+    """By how many percent each rate lies below the baseline's in the same resample.
+
+    Where the baseline made no errors there is nothing to reduce: NaN.
+    """
+    return 100.0 * (1.0 - rates / np.where(baseline > 0, baseline, np.nan))
+
+
+def interval(values: Floats, *, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval, NaN left out.
+
+    Raises:
+        ConfigError: If `level` is out of range.
+        CorpusError: If no value is left.
+    """
+    if not 0.0 < level < 1.0:
+        raise ConfigError("bootstrap level", expected="between 0 and 1", got=level)
+    known = values[~np.isnan(values)]
+    if known.size == 0:
+        raise CorpusError("a bootstrap of which no resample has a rate")
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

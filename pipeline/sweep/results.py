@@ -1,0 +1,293 @@
+"""A finished run's result as JSON: how it was trained and every utterance's errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from interkd.kernels.errors import ConfigError
+from interkd.pipeline.files import write_text
+from interkd.pipeline.scoring.error_rates import ErrorCounts
+from interkd.pipeline.scoring.report import HeadResults
+from interkd.pipeline.sweep.runs import (
+    Run,
+    completed,
+    differences,
+    settings_digest,
+    stored_settings,
+)
+
+RESULT_FORMAT = 1
+_LINE = 100  # what is no longer stands on one line, as lists of numbers always do
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCounts:
+    """Errors and reference length of each utterance, in words or characters."""
+
+    errors: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def rate(self) -> float:
+        """Errors in percent of the reference."""
+        return 100.0 * sum(self.errors) / sum(self.lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadScore:
+    """One head's errors; `weight_count` weights are needed to run the student up to it."""
+
+    name: str
+    weight_count: int
+    words: UnitCounts
+    characters: UnitCounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitScore:
+    """One manifest's scores.
+
+    Attributes:
+        manifest: Its digest: ids and audio.
+        utterances: Digest of the ids alone.
+        heads: The final head last.
+    """
+
+    manifest: str
+    utterances: str
+    heads: tuple[HeadScore, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How a run was trained.
+
+    Attributes:
+        steps: Optimiser steps.
+        epochs: Whole epochs.
+        seconds: Training time over all starts, validation excluded.
+        best: Name of the checkpoint that was scored: the best on dev.
+        weights: Weights of the student, intermediate heads included.
+        device: The device's name.
+        objective: The objective in one line.
+        corpus: Digests of the training and the dev manifest.
+        tokens: Digest of the tokens.
+        store: Digest of the teacher cache, where there was one.
+    """
+
+    steps: int
+    epochs: int
+    seconds: float
+    best: str
+    weights: int
+    device: str
+    objective: str
+    corpus: tuple[str, ...]
+    tokens: str
+    store: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """All that the report needs of a run.
+
+    Attributes:
+        name: The run.
+        group: Its name without the seed.
+        seed: Its seed.
+        settings: Its settings without the folder.
+        trained: How it went.
+        curve: The epochs' rows of the run's log.
+        scores: What each head made of each split.
+    """
+
+    name: str
+    group: str
+    seed: int
+    settings: Mapping[str, Any]
+    trained: Trained
+    curve: tuple[Mapping[str, Any], ...]
+    scores: Mapping[str, SplitScore]
+
+
+def split_score(results: HeadResults, manifest: str) -> SplitScore:
+    """The counts of a scored manifest of that digest."""
+    state = hashlib.sha256()
+    for utterance in results.utterances:
+        state.update(json.dumps(utterance.utt_id).encode())
+    return SplitScore(
+        manifest=manifest,
+        utterances=state.hexdigest(),
+        heads=tuple(
+            HeadScore(
+                name=head.name,
+                weight_count=head.weight_count,
+                words=_counts(head.words),
+                characters=_counts(head.characters),
+            )
+            for head in results.heads
+        ),
+    )
+
+
+def _counts(counts: Sequence[ErrorCounts]) -> UnitCounts:
+    return UnitCounts(
+        errors=tuple(count.errors for count in counts),
+        lengths=tuple(count.reference_length for count in counts),
+    )
+
+
+def write_result(path: Path, result: RunResult) -> None:
+    """Writes a result atomically: where it stands, the run is done."""
+    value = {
+        "format": RESULT_FORMAT,
+        "interkd": version("interkd"),
+        "name": result.name,
+        "group": result.group,
+        "seed": result.seed,
+        "settings_digest": settings_digest(result.settings),
+        "settings": result.settings,
+        "trained": asdict(result.trained),
+        "scores": {
+            split: {
+                "manifest": score.manifest,
+                "utterances": score.utterances,
+                "heads": [
+                    {
+                        "name": head.name,
+                        "weight_count": head.weight_count,
+                        "wer": round(head.words.rate, 4),
+                        "cer": round(head.characters.rate, 4),
+                        "words": asdict(head.words),
+                        "characters": asdict(head.characters),
+                    }
+                    for head in score.heads
+                ],
+            }
+            for split, score in result.scores.items()
+        },
+        "curve": [_rounded(row) for row in result.curve],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, _format(value) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _format(value: Any, indent: str = "") -> str:
+    """JSON for people and diffs: short values and lists of numbers on one line."""
+    line = json.dumps(value, ensure_ascii=False)
+    is_flat = isinstance(value, list | tuple) and not any(
+        isinstance(item, dict | list) for item in value
+    )
+    if is_flat:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if not isinstance(value, dict | list) or len(indent) + len(line) <= _LINE:
+        return line
+    inner = indent + "  "
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key)}: {_format(item, inner)}" for key, item in value.items()]
+    else:
+        items = [_format(item, inner) for item in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n{inner}" + f",\n{inner}".join(items) + f"\n{indent}{closing}"
+
+
+def read_result(path: Path) -> RunResult:
+    """Reads a result.
+
+    Raises:
+        ConfigError: If it cannot be read, is damaged or of another format.
+    """
+    remedy = "remove it: the run is then scored again from its checkpoint"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}", got=error.strerror) from error
+    except ValueError as error:  # JSON and UTF-8 alike
+        raise ConfigError(f"{path} is not a run's result", got=str(error), remedy=remedy) from error
+    if not isinstance(value, dict) or value.get("format") != RESULT_FORMAT:
+        found = value.get("format") if isinstance(value, dict) else type(value).__name__
+        raise ConfigError(f"{path}: result format", expected=RESULT_FORMAT, got=repr(found))
+    try:
+        return _from_json(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged", got=repr(error), remedy=remedy) from error
+
+
+def _from_json(value: Mapping[str, Any]) -> RunResult:
+    trained = value["trained"]
+    return RunResult(
+        name=value["name"],
+        group=value["group"],
+        seed=value["seed"],
+        settings=dict(value["settings"]),
+        trained=Trained(**{**trained, "corpus": tuple(trained["corpus"])}),
+        curve=tuple(value["curve"]),
+        scores={
+            split: SplitScore(
+                manifest=score["manifest"],
+                utterances=score["utterances"],
+                heads=tuple(
+                    HeadScore(
+                        name=head["name"],
+                        weight_count=head["weight_count"],
+                        words=_counts_from_json(head["words"]),
+                        characters=_counts_from_json(head["characters"]),
+                    )
+                    for head in score["heads"]
+                ),
+            )
+            for split, score in value["scores"].items()
+        },
+    )
+
+
+def _counts_from_json(value: Mapping[str, Any]) -> UnitCounts:
+    counts = UnitCounts(errors=tuple(value["errors"]), lengths=tuple(value["lengths"]))
+    if len(counts.errors) != len(counts.lengths) or sum(counts.lengths) <= 0:
+        raise ValueError("errors and lengths that do not belong together")
+    return counts
+
+
+def finished_result(run: Run, manifests: Mapping[str, str | None]) -> RunResult | None:
+    """The result of a run, or None if it has none yet.
+
+    Args:
+        run: The run.
+        manifests: Digest of each split's manifest as it is now; None where that is not known.
+
+    Raises:
+        ConfigError: If the result cannot be read, or is of other settings or manifests: such a
+            result must neither count for this run nor be overwritten.
+    """
+    if not run.result.exists():
+        return None
+    result = read_result(run.result)
+    if settings_digest(completed(result.settings)) != run.digest:
+        changes = differences(completed(result.settings), stored_settings(run.config))
+        raise ConfigError(
+            f"run '{run.name}' has a result with other settings",
+            got=", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if changes[3:] else ""),
+            remedy=f"remove {run.result} and {run.config.out}, or rename the run",
+        )
+    for split, digest in manifests.items():
+        score = result.scores.get(split)
+        if score is None or (digest is not None and score.manifest != digest):
+            raise ConfigError(
+                f"run '{run.name}' has a result of another '{split}' manifest",
+                expected=digest,
+                got=None if score is None else score.manifest,
+                remedy=f"remove {run.result}: the run is then scored again from its checkpoint",
+            )
+    return result

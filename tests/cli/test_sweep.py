@@ -1,0 +1,114 @@
+"""`interkd sweep`: its options, its tables, its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from interkd.cli.main import main
+
+
+@pytest.fixture
+def sweep(tone_corpus: Any, tmp_path: Path) -> Path:
+    """One run of one epoch."""
+    conformer = {"dim": 16, "layers": 2, "attention_heads": 2, "feed_forward_dim": 32}
+    base = {
+        "data": {
+            "train_manifest": str(tone_corpus.train),
+            "dev_manifest": str(tone_corpus.dev),
+            "tokenizer": str(tone_corpus.tokens),
+            "batch_seconds": 30,
+        },
+        "student": {
+            "head_layers": [1],
+            "features": {"mels": 24},
+            "conformer": {**conformer, "convolution_kernel": 7, "stride": 4},
+        },
+        "objective": {"recipe": "inter-ctc"},
+        "epochs": 1,
+        "device": "cpu",
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    values = {
+        "base": "base.yaml",
+        "out": str(tmp_path / "runs"),
+        "score": {"dev": str(tone_corpus.dev)},
+        "runs": [{"name": "inter-ctc"}],
+        "grid": {"seed": [1]},
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run(*arguments: str) -> int:
+    try:
+        main(["sweep", *arguments])
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+def test_from_nothing_to_a_report(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(str(sweep), "--list") == 0
+    assert "1 waiting" in capsys.readouterr().out
+    assert run(str(sweep), "--report") == 2
+    assert "no results in" in capsys.readouterr().err
+    assert run(str(sweep), "--devices", "cpu", "--jobs", "3") == 0
+    first = capsys.readouterr().out
+    assert "dev WER %" in first
+    assert "WER % of each head on dev" in first
+    results = sweep.parent / "runs" / "results"
+    written = sorted(path.name for path in results.iterdir())
+    assert written == ["depth.png", "inter-ctc-seed1.json", "table.json", "table.md", "wer.png"]
+    assert run(str(sweep), "--list") == 0
+    assert "1 done" in capsys.readouterr().out
+    for name in written[2:]:
+        (results / name).unlink()
+    assert run(str(sweep), "--report") == 0
+    assert capsys.readouterr().out == first
+    assert json.loads((results / "table.json").read_text())["rows"][0]["group"] == "inter-ctc"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.yaml"], "cannot read none.yaml"),
+        ([], "Missing argument"),
+        (["SWEEP", "--jobs", "0"], "Invalid value for '--jobs'"),
+        (["SWEEP", "--minutes", "0"], "Invalid value for '--minutes'"),
+        (["SWEEP", "--only", "inter-tc-seed1"], "did you mean 'inter-ctc-seed1'?"),
+        (["SWEEP", "--devices", "gpu"], "unknown device"),
+        (["SWEEP", "--list", "--report"], "--list and --report are two commands"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    sweep: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*(str(sweep) if word == "SWEEP" else word for word in arguments)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_damaged_results_and_failing_runs(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = sweep.parent / "runs" / "results" / "inter-ctc-seed1.json"
+    result.parent.mkdir(parents=True)
+    result.write_text('{"format": 1, "na')
+    for option in ("--list", "--report", "--jobs=1"):
+        assert run(str(sweep), option) == 2
+        assert f"{result} is not a run's result" in capsys.readouterr().err
+    result.unlink()
+    base = yaml.safe_load((sweep.parent / "base.yaml").read_text())
+    base["data"]["train_manifest"] = "gone.jsonl"
+    (sweep.parent / "base.yaml").write_text(yaml.safe_dump(base))
+    assert run(str(sweep)) == 1
+    error = capsys.readouterr().err
+    assert "failed: inter-ctc-seed1, exit code 2, log" in error
+    assert "gone.jsonl" in error
+    assert run(str(sweep), "--list") == 0
+    assert "1 failed" in capsys.readouterr().out

@@ -1,0 +1,155 @@
+"""Table and plots from results that nobody trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from interkd.kernels.errors import ConfigError, CorpusError
+from interkd.pipeline.sweep.config import SweepConfig, read_sweep
+from interkd.pipeline.sweep.report import (
+    as_markdown,
+    report_sweep,
+    table_of_heads,
+    write_report,
+)
+from interkd.pipeline.sweep.results import RunResult, read_result
+from interkd.pipeline.sweep.runs import expand
+
+WriteSweep = Callable[..., Path]
+MakeResult = Callable[..., RunResult]
+WriteResult = Callable[..., None]
+RATES = {"ctc": 0.3, "inter-ctc": 0.2}
+
+
+@pytest.fixture
+def sweep(write_sweep: WriteSweep, write_made_up: WriteResult) -> SweepConfig:
+    config = read_sweep(write_sweep())
+    for run in expand(config):
+        write_made_up(run, rate=RATES[run.entry])
+    return config
+
+
+def test_rows_are_means_over_seeds(sweep: SweepConfig) -> None:
+    report = report_sweep(sweep, samples=2_000)
+    assert [row.group for row in report.rows] == ["ctc", "inter-ctc"]
+    assert report.split == "test"
+    assert report.missing == ()
+    for row in report.rows:
+        results = [read_result(sweep.results_folder / f"{row.group}-seed{s}.json") for s in (1, 2)]
+        finals = [result.scores["test"].heads[-1] for result in results]
+        rates = [100 * sum(f.words.errors) / sum(f.words.lengths) for f in finals]
+        assert row.seeds == (1, 2)
+        assert row.wer_of_seeds == pytest.approx(rates)
+        assert row.wer.value == pytest.approx(np.mean(rates))
+        assert row.wer.low < row.wer.value < row.wer.high
+        assert row.cer == pytest.approx(np.mean([f.characters.rate for f in finals]))
+        assert row.other_wer == pytest.approx({"dev": np.mean(rates)})
+        assert row.heads[-1].wer == pytest.approx(row.wer.value)
+        assert (row.steps, row.seconds) == (12, 30)
+
+
+def test_reduction_against_the_baseline(sweep: SweepConfig) -> None:
+    ctc, inter = report_sweep(sweep, samples=2_000).rows
+    assert ctc.reductions == {"ctc": None}
+    reduction = inter.reductions["ctc"]
+    assert reduction is not None
+    assert reduction.value == pytest.approx(100 * (1 - inter.wer.value / ctc.wer.value))
+    assert reduction.low < reduction.value < reduction.high
+
+
+def test_baseline_under_the_same_grid_part(
+    write_sweep: WriteSweep, write_made_up: WriteResult
+) -> None:
+    grid = {"seed": [1], "optimiser.learning_rate": [0.1, 0.2]}
+    sweep = read_sweep(write_sweep(grid=grid))
+    for run in expand(sweep):
+        factor = 1 if run.config.optimiser.learning_rate == 0.1 else 2
+        write_made_up(run, rate=factor * RATES[run.entry])
+    rows = {row.group: row for row in report_sweep(sweep, samples=500).rows}
+    for part in ("learning_rate0.1", "learning_rate0.2"):
+        reduction = rows[f"inter-ctc-{part}"].reductions["ctc"]
+        assert reduction is not None
+        wer, base = rows[f"inter-ctc-{part}"].wer.value, rows[f"ctc-{part}"].wer.value
+        assert reduction.value == pytest.approx(100 * (1 - wer / base))
+        assert rows[f"ctc-{part}"].reductions["ctc"] is None
+
+
+def test_missing_runs_are_named_and_the_rest_reported(sweep: SweepConfig) -> None:
+    for name in ("ctc-seed1", "ctc-seed2", "inter-ctc-seed2"):
+        (sweep.results_folder / f"{name}.json").unlink()
+    report = report_sweep(sweep, samples=500)
+    (row,) = report.rows
+    assert (row.group, row.seeds) == ("inter-ctc", (1,))
+    assert row.reductions == {"ctc": None}
+    assert report.missing == ("ctc-seed1", "ctc-seed2", "inter-ctc-seed2")
+    assert "No result yet: ctc-seed1, ctc-seed2, inter-ctc-seed2." in as_markdown(report)
+    (sweep.results_folder / "inter-ctc-seed1.json").unlink()
+    with pytest.raises(ConfigError, match="no results in"):
+        report_sweep(sweep)
+
+
+def test_files(sweep: SweepConfig) -> None:
+    (sweep.results_folder / ".x.json.host.1.tmp").write_text("{")
+    report = report_sweep(sweep, samples=500)
+    paths = write_report(sweep.results_folder, report)
+    assert [path.name for path in paths] == ["table.json", "table.md", "wer.png", "depth.png"]
+    table = json.loads(paths[0].read_text())
+    assert table["format"] == 1
+    assert table["rows"][1]["reductions"]["ctc"]["low"] == report.rows[1].reductions["ctc"].low  # type: ignore[union-attr]
+    lines = paths[1].read_text().splitlines()
+    assert lines[0] == (
+        "| run | seeds | test WER % | 95 % interval | CER % | dev WER % | less than ctc, % | steps "
+        "| seconds |"
+    )
+    assert lines[2].startswith("| ctc | 2 | ")
+    assert lines[3].startswith("| inter-ctc | 2 | ")
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[2:])
+    again = report_sweep(sweep, samples=500)
+    assert as_markdown(again) == as_markdown(report)
+
+
+def test_heads_of_different_students_share_a_table(
+    sweep: SweepConfig, made_up: MakeResult, write_made_up: WriteResult
+) -> None:
+    for run in expand(sweep):
+        result = made_up(run, rate=0.3)
+        if run.entry == "ctc":
+            scores = {
+                split: replace(score, heads=score.heads[-1:])
+                for split, score in result.scores.items()
+            }
+            write_made_up(run, rate=0.3, scores=scores)
+    report = report_sweep(sweep, samples=100)
+    titles, (ctc, inter) = table_of_heads(report)
+    assert titles == ["run", "layer1", "final", "weights"]
+    assert ctc[1] == ""
+    assert float(inter[1]) > float(inter[2])
+
+
+def test_without_a_test_split_the_last_one_counts(
+    write_sweep: WriteSweep, sweep: SweepConfig, made_up: MakeResult, write_made_up: WriteResult
+) -> None:
+    score = {split: str(scored.manifest) for split, scored in zip("ab", sweep.score, strict=True)}
+    other = read_sweep(write_sweep(score=score))
+    for run in expand(other):
+        write_made_up(run, rate=0.2, scores=made_up(run, rate=0.2, splits=("a", "b")).scores)
+    report = report_sweep(other, samples=100)
+    assert report.split == "b"
+    assert list(report.rows[0].other_wer) == ["a"]
+
+
+def test_different_sets_are_not_compared(
+    sweep: SweepConfig, made_up: MakeResult, write_made_up: WriteResult
+) -> None:
+    run = expand(sweep)[-1]
+    scores = made_up(run, rate=0.2).scores
+    other = {split: replace(score, utterances="others") for split, score in scores.items()}
+    write_made_up(run, rate=0.2, scores=other)
+    with pytest.raises(CorpusError, match="'ctc-seed1' and 'inter-ctc-seed2' were scored on"):
+        report_sweep(sweep)

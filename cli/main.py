@@ -12,6 +12,7 @@ from interkd import InterkdError, __version__
 
 COMMANDS = {
     "prepare": ("interkd.cli.prepare:prepare_command", "Check a corpus and write its manifest."),
+    "plan": ("interkd.cli.plan:plan_command", "Cost of a cache and its students, beforehand."),
     "train-teacher": (
         "interkd.cli.train:train_teacher_command",
         "Train a CTC teacher with the plain CTC recipe.",
@@ -28,6 +29,7 @@ COMMANDS = {
         "interkd.cli.score:score_command",
         "Error rates of a checkpoint, or of two compared.",
     ),
+    "sweep": ("interkd.cli.sweep:sweep_command", "Train and score a grid of settings."),
     "export": ("interkd.cli.export:export_command", "Write a checkpoint to ship, in float16."),
     "cache": (
         "interkd.cli.cache:cache_command",

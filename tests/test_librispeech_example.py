@@ -108,8 +108,7 @@ def test_settings_are_the_papers_student(size: str) -> None:
     config = build(TrainConfig, read_yaml(EXAMPLE / f"student-{size}.yaml"))
     student = Student(config.student, vocab_size=29)
     assert student.head_names == ("layer18", "layer24", "layer30", "final")
-    # the paper's 8.19 M (8,188,893 with a stem of 11) and 64 more
-    assert student.weight_counts[-1] == 8_188_893 + 64
+    assert student.weight_counts[-1] == 8_188_893
     assert config.student.features.mels == 64
     assert student.frame_formula.shift_samples == 320
     objective = config.objective
@@ -152,19 +151,9 @@ def test_frames_fit_the_teachers_at_every_length(size: str, bundle_name: str) ->
     samples = np.arange(16_000, 35 * 16_000 + 1)
     student = counts(Student(config.student, vocab_size=29).frame_formula, samples)
     teacher = counts(teacher_formula(bundle_name), samples)
-    assert set((student - teacher).tolist()) == {0, 1}
+    assert set((student - teacher).tolist()) == {1, 2}
     ids = [f"{n} samples" for n in samples.tolist()]
     assert compared_lengths(ids, student.tolist(), teacher.tolist()) == teacher.tolist()
-
-
-def test_why_the_stem_has_a_kernel_of_12() -> None:
-    """With the paper's 11 a quarter of all lengths is two frames apart."""
-    values = read_yaml(EXAMPLE / "student-100h.yaml")
-    values["student"]["jasper"]["stem_kernel"] = 11
-    formula = Student(build(TrainConfig, values).student, vocab_size=29).frame_formula
-    samples = np.arange(16_000, 16_000 + 320)
-    apart = counts(formula, samples) - counts(teacher_formula(BUNDLES[0]), samples)
-    assert np.bincount(apart).tolist() == [0, 240, 80]
 
 
 @needs_bash
@@ -299,11 +288,11 @@ def test_manifest_that_cannot_be_written(split: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "hours", "utterances", "epochs"),
-    [(0, 100.59, 28_539, 100), (1, 960.9, 281_241, 50)],
+    ("column", "hours", "utterances", "epochs", "speed"),
+    [(0, 100.59, 28_539, 100, 25_000), (1, 960.9, 281_241, 50, 5_000)],
 )
 def test_the_readmes_costs_are_the_plans(
-    column: int, hours: float, utterances: int, epochs: int
+    column: int, hours: float, utterances: int, epochs: int, speed: float
 ) -> None:
     plan = make_plan(
         PlanConfig(
@@ -311,7 +300,7 @@ def test_the_readmes_costs_are_the_plans(
             utterances=utterances,
             teacher_timing=(15682.8, 2.61),
             cache_overhead=2.24,
-            student_speed=5000,
+            student_speed=speed,
             epochs=epochs,
             students=(1, 4, 12),
         )

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The experiment on real speech: prepare, cache, then a sweep and where its students spike. Resumable at every step.
+# Usage: benchmarks/inter_kd/run.sh SPEECH_FOLDER TEACHER_FILE SWEEP.yaml [options of interkd sweep]
+# SPEECH_FOLDER has train.jsonl, dev.jsonl, test.jsonl; TEACHER_FILE is TorchScript with tokens.txt beside it.
+set -euo pipefail
+speech=$1 teacher=$2 sweep=$3
+shift 3
+out=runs/inter_kd
+interkd() { python3 -m interkd "$@"; }
+for split in train dev test; do
+  [ -f "$out/$split/manifest.jsonl" ] ||
+    interkd prepare "$speech/$split.jsonl" --out "$out/$split" --tokens "$(dirname "$teacher")/tokens.txt" --frame-shift-ms 20
+  interkd cache-teacher --teacher "torchscript:$teacher" --manifest "$out/$split/manifest.jsonl" --out "$out/$split.teacher.zarr"
+done
+interkd sweep "$sweep" "$@"
+python3 benchmarks/inter_kd/spikes.py "$sweep" "$out/test/manifest.jsonl" "$out/test.teacher.zarr"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +95,8 @@ def _settings(
 
 def _run(config: TrainConfig, *, resume: bool) -> None:
     result = train(config, resume=resume, reporter=TerminalReporter())
-    Console().print(_table(config, result))
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        Console().print(_table(config, result))
     if not result.finished:
         sys.exit(EXIT_STOPPED)
 

@@ -124,6 +124,10 @@ class BatchSampler:
             self._batches_done += 1
             yield batch
 
+    def all_batches(self) -> list[list[int]]:
+        """The current epoch's batches of all ranks: batch `i` is of step `i // world_size`."""
+        return self._epoch_batches()
+
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands, the same on every rank, ready for JSON.
 

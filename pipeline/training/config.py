@@ -25,6 +25,8 @@ class DataConfig:
         dev_manifest: Decides which checkpoint is best.
         tokenizer: Folder or tokens.txt; the folder of the training manifest when None.
         batch_seconds: Padded audio in a batch: longest utterance times utterances.
+        batches_a_step: Batches whose gradients make one step, over all GPUs; None for one a GPU.
+            With more batches than GPUs each takes several.
         buckets: Length classes from which batches are drawn.
         device_memory_gb: Memory of the GPU for the training set's samples; a set that does not fit,
             or is resampled, is copied batch by batch instead.
@@ -39,6 +41,7 @@ class DataConfig:
     dev_manifest: Path
     tokenizer: Path | None = None
     batch_seconds: float = 320.0
+    batches_a_step: int | None = None
     buckets: int = 20
     device_memory_gb: float = 8.0
     audio_memory_gb: float = 4.0
@@ -48,7 +51,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         in_range("data.", self, "batch_seconds", above=0)
-        in_range("data.", self, "buckets", at_least=1)
+        in_range("data.", self, "buckets", "batches_a_step", at_least=1)
         memory = ("device_memory_gb", "audio_memory_gb", "store_memory_gb")
         in_range("data.", self, *memory, "prefetch_batches", "decode_threads", at_least=0)
 

@@ -145,6 +145,7 @@ class BatchLoader:
         views: int = 1,
     ) -> None:
         self.utterances = manifest.utterances
+        self.student_formula = student_formula
         self.blank_index = tokenizer.blank_index
         self.audio = audio
         self.store = store
@@ -215,6 +216,20 @@ class BatchLoader:
         )
         missing = max(0, at_least - rows.shape[1])
         return torch.nn.functional.pad(rows, (0, missing), value=self.blank_index)
+
+    def size(self, indexes: Sequence[int], unit: str) -> int:
+        """Utterances, student frames or target tokens of a batch, each view counted.
+
+        Args:
+            indexes: Its utterances.
+            unit: `utterance`, `frame` or `token`.
+        """
+        if unit == "utterance":
+            return self.views * len(indexes)
+        if unit == "frame":
+            samples = (self.utterances[i].samples for i in indexes)
+            return self.views * sum(self.student_formula.count(n) for n in samples)
+        return self.views * sum(len(self.targets[i]) for i in indexes)
 
     def batches(self, plan: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """The batches of a plan, in order."""

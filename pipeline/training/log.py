@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -20,15 +20,25 @@ class RunLog:
     Reading a loss from the GPU waits for it; reading it once in a while does not slow training.
 
     Args:
-        run: The run's folder; the log is `log.jsonl` in it.
+        run: The run's folder; the log is `log.jsonl` in it. None writes nothing: of several
+            processes one keeps the log, all look at the loss.
         head_names: Heads, the final one last.
         step: Steps after this one are dropped: they will be made again.
         epochs: Likewise the results of later epochs.
     """
 
-    def __init__(self, run: Path, head_names: Sequence[str], *, step: int, epochs: int) -> None:
-        self.path = run / "log.jsonl"
+    def __init__(
+        self, run: Path | None, head_names: Sequence[str], *, step: int, epochs: int
+    ) -> None:
         self.head_names = head_names
+        self.pending: list[tuple[dict[str, Any], Tensor]] = []
+        self.file: TextIO | None = None
+        self.board: SummaryWriter | None = None
+        if run is not None:
+            self._open(run, step, epochs)
+
+    def _open(self, run: Path, step: int, epochs: int) -> None:
+        self.path = run / "log.jsonl"
         kept = []
         if self.path.exists() and step > 0:
             for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -41,7 +51,6 @@ class RunLog:
         write_text(self.path, "".join(line + "\n" for line in kept))
         self.file = self.path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        self.pending: list[tuple[dict[str, Any], Tensor]] = []
 
     def step(self, row: dict[str, Any], figures: Tensor) -> None:
         """Keeps a step: figures are loss, gradient norm, dropped, CTC and divergence a head."""
@@ -51,8 +60,14 @@ class RunLog:
         """Writes the pending steps and returns the last one's loss and gradient norm."""
         if not self.pending:
             return None
-        heads = len(self.head_names)
         table = torch.stack([figures for _, figures in self.pending]).tolist()
+        if self.file is not None and self.board is not None:
+            self._write(table, self.file, self.board)
+        self.pending.clear()
+        return float(table[-1][0]), float(table[-1][1])
+
+    def _write(self, table: list[list[float]], file: TextIO, board: SummaryWriter) -> None:
+        heads = len(self.head_names)
         for (row, _), values in zip(self.pending, table, strict=True):
             loss, gradient_norm, dropped, *terms = values
             figures = {
@@ -62,17 +77,17 @@ class RunLog:
                 "ctc": dict(zip(self.head_names, terms[:heads], strict=True)),
                 "distill": dict(zip(self.head_names, terms[heads:], strict=True)),
             }
-            self.file.write(json.dumps({**row, **figures}) + "\n")
-            self.board.add_scalar("train/loss", loss, row["step"])
-            self.board.add_scalar("train/learning_rate", row["learning_rate"], row["step"])
-            self.board.add_scalar("train/gradient_norm", gradient_norm, row["step"])
-        self.file.flush()
-        self.pending.clear()
-        return float(table[-1][0]), float(table[-1][1])
+            file.write(json.dumps({**row, **figures}) + "\n")
+            board.add_scalar("train/loss", loss, row["step"])
+            board.add_scalar("train/learning_rate", row["learning_rate"], row["step"])
+            board.add_scalar("train/gradient_norm", gradient_norm, row["step"])
+        file.flush()
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Writes an epoch's results."""
         self.flush()
+        if self.file is None or self.board is None:
+            return
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         for head, wer in row.get("dev_wer", {}).items():
@@ -81,5 +96,6 @@ class RunLog:
     def close(self) -> None:
         """Writes what is pending and closes the files."""
         self.flush()
-        self.file.close()
-        self.board.close()
+        if self.file is not None and self.board is not None:
+            self.file.close()
+            self.board.close()

@@ -5,38 +5,31 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from interkd.kernels.backends import resolve_backend
-from interkd.kernels.errors import BackendError, CheckpointError, ConfigError, InterkdError
+from interkd.kernels.errors import CheckpointError, ConfigError, InterkdError
 from interkd.pipeline.config import as_plain
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import BatchSampler
-from interkd.pipeline.devices import resolve_device
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.scoring.score import evaluate
-from interkd.pipeline.students.model import Student, StudentOutput
+from interkd.pipeline.students.model import Student
 from interkd.pipeline.training.augmentation import spec_augment
 from interkd.pipeline.training.averaging import average_weights
-from interkd.pipeline.training.config import TrainConfig
-from interkd.pipeline.training.data import Batch, BatchLoader
-from interkd.pipeline.training.graphed_step import GraphedStep
+from interkd.pipeline.training.config import DataConfig, TrainConfig
+from interkd.pipeline.training.data import BatchLoader
 from interkd.pipeline.training.inputs import open_store, parts_as_groups, read_corpus
 from interkd.pipeline.training.keeper import CheckpointKeeper
 from interkd.pipeline.training.log import RunLog
 from interkd.pipeline.training.objective import Objective
-from interkd.pipeline.training.optimisers import (
-    learning_rate,
-    make_optimiser,
-    set_learning_rate,
-)
+from interkd.pipeline.training.optimisers import learning_rate
 from interkd.pipeline.training.position import Position, TrainResult
+from interkd.pipeline.training.ranks import Ranks
 from interkd.pipeline.training.recipes import RECIPES, uses_intermediate_heads
 from interkd.pipeline.training.resident_audio import ResidentAudio
 from interkd.pipeline.training.run_settings import (
@@ -45,6 +38,8 @@ from interkd.pipeline.training.run_settings import (
     run_settings,
     withdraw_run,
 )
+from interkd.pipeline.training.step import TrainingStep
+from interkd.pipeline.training.step_plan import plan_steps
 
 LOG_EVERY = 20
 AVERAGE = "average"
@@ -72,11 +67,12 @@ def train(
         return trainer.run()
     except InterkdError:
         trainer.close()
-        if trainer.keeper.folder.pointed("last") is None:
+        if trainer.ranks.is_first and trainer.keeper.folder.pointed("last") is None:
             withdraw_run(config.out)
         raise
     finally:
         trainer.close()
+        trainer.ranks.leave()
 
 
 class Trainer:
@@ -88,9 +84,11 @@ class Trainer:
             config = replace(config, student=replace(config.student, head_layers=()))
         if RECIPES[config.objective.recipe].self_conditioned:
             config = replace(config, student=replace(config.student, self_conditioned=True))
+        self.ranks = Ranks.join()
+        config = replace(config, data=_with_batches_a_step(config.data, self.ranks))
         self.config = config
-        self.reporter = reporter
-        self.device = resolve_device(config.device)
+        self.reporter = reporter if self.ranks.is_first else Reporter()
+        self.device = self.ranks.device(config.device)
         self.corpus = read_corpus(config)
         tokenizer = self.corpus.tokenizer
         torch.manual_seed(config.seed)
@@ -104,8 +102,8 @@ class Trainer:
             # What the loader makes fits; on a GPU a look at it would wait for every step.
             check_values=self.device.type == "cpu",
         )
-        self.views = config.objective.views
-        if self.views > 1 and not config.spec_augment:
+        views = config.objective.views
+        if views > 1 and not config.spec_augment:
             raise ConfigError(
                 "two views of an utterance are the same without augmentation",
                 expected="a section spec_augment",
@@ -120,6 +118,7 @@ class Trainer:
             buckets=config.data.buckets,
             seed=config.seed,
             shuffle=True,
+            world_size=config.data.batches_a_step or 1,
             fixed_shapes=config.cuda_graphs,
             **parts_as_groups(self.store, self.corpus.train.utterances),
         )
@@ -134,21 +133,11 @@ class Trainer:
             pin=self.device.type == "cuda",
             resident=self._resident_audio(),
             padded_samples=self.sampler.padded_samples if config.cuda_graphs else None,
-            views=self.views,
+            views=views,
         )
         self.model.to(self.device)
-        graphed = config.cuda_graphs and self.device.type == "cuda"
-        if graphed and resolve_backend("auto", self.device) != "triton":
-            raise BackendError(
-                "cuda_graphs", expected="triton 3.3 or newer for the loss", got="none"
-            )
-        self.optimiser = make_optimiser(self.model, config.optimiser, capturable=graphed)
-        self.rate_on_device = torch.zeros((), device=self.device) if graphed else None
-        self.run_step: Callable[[Batch], Tensor] = (
-            GraphedStep(self._compute, self.device)
-            if graphed
-            else lambda batch: self._compute(batch.to(self.device))
-        )
+        self.take_step = TrainingStep(self.model, self.objective, config, self.device, self.ranks)
+        self.optimiser = self.take_step.optimiser
         self.keeper = CheckpointKeeper(
             config.out,
             self.model,
@@ -160,7 +149,7 @@ class Trainer:
         self.position = Position()
         self._open_run(resume)
         self.log = RunLog(
-            config.out,
+            config.out if self.ranks.is_first else None,
             self.model.head_names,
             step=self.position.step,
             epochs=self.position.epoch,
@@ -185,7 +174,9 @@ class Trainer:
             store=None if self.store is None else self.store.digest,
         )
         if not resume:
-            begin_run(self.config.out, settings)
+            if self.ranks.is_first:
+                begin_run(self.config.out, settings)
+            self.ranks.wait()
             return
         require_same_run(self.config.out, settings)
         position = self.keeper.restore()
@@ -242,7 +233,13 @@ class Trainer:
         """One epoch, or the rest of it; False if a signal or the time limit cut it short."""
         config, position = self.config, self.position
         self.sampler.set_epoch(position.epoch)
-        plan = list(self.sampler)
+        plan = plan_steps(
+            self.sampler,
+            self.loader,
+            self.ranks,
+            batches_a_step=config.data.batches_a_step or 1,
+            normalisation=config.objective.normalisation,
+        )
         if position.batch > len(plan):
             raise CheckpointError("the checkpoint is past the epoch's end", got=position.batch)
         title = f"epoch {position.epoch + 1}/{config.epochs}"
@@ -250,18 +247,28 @@ class Trainer:
         self.model.train()
         started = time.monotonic()
         before = position.seconds
-        for batch in self.loader.batches(plan[position.batch :]):
+        steps = plan[position.batch :]
+        batches = self.loader.batches([batch for step in steps for batch in step.batches])
+        for step in steps:
             progress = (position.epoch + position.batch / len(plan)) / config.epochs
             if config.max_minutes is not None:
                 progress = max(progress, position.seconds / (60 * config.max_minutes))
-            self._step(batch, progress)
+            rate = learning_rate(config.optimiser, position.step, progress)
+            figures = self.take_step(
+                step, list(islice(batches, len(step.batches))), rate=rate, step=position.step
+            )
+            position.step += 1
             position.batch += 1
+            row = {"step": position.step, "epoch": position.epoch, "learning_rate": rate}
+            self.log.step(row, figures)
             position.seconds = before + time.monotonic() - started
-            figures = ""
-            if position.step % LOG_EVERY == 0:
-                figures = self._flush_log()
-            self.reporter.advance(1, figures)
-            if self.stop_asked or self._checkpoint_due():
+            self.reporter.advance(1, self._flush_log() if position.step % LOG_EVERY == 0 else "")
+            # What clocks and signals say must hold for all processes at the same step.
+            stop, due, position.seconds = self.ranks.largest(
+                self.stop_asked, self._checkpoint_due(), position.seconds
+            )
+            self.stop_asked = bool(stop)
+            if stop or due:
                 self._save_last()
             if self.stop_asked:
                 self.reporter.end()
@@ -292,37 +299,6 @@ class Trainer:
             )
         return f"loss {loss:.2f}"
 
-    def _step(self, batch: Batch, progress: float) -> None:
-        config, position = self.config, self.position
-        rate = learning_rate(config.optimiser, position.step, progress)
-        set_learning_rate(self.optimiser, rate, self.rate_on_device)
-        figures = self.run_step(batch)
-        position.step += 1
-        row = {"step": position.step, "epoch": position.epoch, "learning_rate": rate}
-        self.log.step(row, figures)
-
-    def _compute(self, batch: Batch) -> Tensor:
-        """Forward, backward and update; the figures to log. Nothing waits for the device."""
-        config = self.config
-        features = self.model.augmented_features(
-            batch.audio(), batch.sample_lengths, views=self.views
-        )
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"
-        ):
-            output = StudentOutput(*self.model.recognise(*features))
-        terms = self.objective(
-            output, batch.targets, batch.target_lengths, batch.teacher, batch.compared_lengths
-        )
-        self.optimiser.zero_grad(set_to_none=True)
-        terms.total.backward()  # type: ignore[no-untyped-call]
-        norm: Tensor = nn.utils.clip_grad_norm_(
-            self.model.parameters(), config.optimiser.grad_clip or float("inf")
-        )
-        self.optimiser.step()
-        head = torch.stack([terms.total.detach(), norm.detach(), terms.impossible.to(norm.dtype)])
-        return torch.cat([head, terms.ctc, terms.distill])
-
     def _out_of_time(self) -> bool:
         limit = self.config.max_minutes
         return limit is not None and self.position.seconds >= 60 * limit
@@ -332,8 +308,14 @@ class Trainer:
 
     def _validate(self, name: str) -> None:
         """Scores dev with every head and writes the checkpoint of that name."""
-        position = self.position
         self._flush_log()
+        self.ranks.average_statistics(self.model)
+        if self.ranks.is_first:
+            self._score_and_save(name)
+        self.ranks.wait()
+
+    def _score_and_save(self, name: str) -> None:
+        position = self.position
         results = evaluate(
             self.model,
             self.corpus.tokenizer,
@@ -371,9 +353,11 @@ class Trainer:
         """Points `last` at a checkpoint of this very step, writing one if none is named."""
         if name is None:
             self._flush_log()
+            self.ranks.average_statistics(self.model)
             name = f"step-{self.position.step:08d}"
             self._save(name, {})
-        self.keeper.keep_as_last(name, self.position)
+        if self.ranks.is_first:
+            self.keeper.keep_as_last(name, self.position)
         self.saved_at = time.monotonic()
 
     def _save(self, name: str, metrics: dict[str, Any]) -> None:
@@ -382,18 +366,36 @@ class Trainer:
             "trained_with": str(self.objective),
             **metrics,
         }
-        self.keeper.save(name, self.position, facts)
+        if self.ranks.is_first:
+            self.keeper.save(name, self.position, facts)
 
     def _average(self) -> None:
         """Averages the last epochs' weights and scores them as one more candidate for best."""
-        standing = self.keeper.weights_to_average(self.position)
-        if not standing:  # the time limit came before a whole epoch
-            return
-        average_weights(self.model, standing)
-        self.reporter.message(f"average of {len(standing)} epochs")
-        self._validate(AVERAGE)
+        if self.ranks.is_first:
+            standing = self.keeper.weights_to_average(self.position)
+            if standing:  # else the time limit came before a whole epoch
+                average_weights(self.model, standing)
+                self.reporter.message(f"average of {len(standing)} epochs")
+                self._score_and_save(AVERAGE)
+        self.ranks.wait()
 
     def close(self) -> None:
         """Closes the log."""
         self.reporter.end()
         self.log.close()
+
+
+def _with_batches_a_step(data: DataConfig, ranks: Ranks) -> DataConfig:
+    """The settings with a number where they left it to the number of processes.
+
+    Raises:
+        ConfigError: If the processes cannot share a step's batches evenly.
+    """
+    batches = data.batches_a_step or ranks.world_size
+    if batches % ranks.world_size:
+        raise ConfigError(
+            "data.batches_a_step",
+            expected=f"a multiple of the {ranks.world_size} processes",
+            got=batches,
+        )
+    return replace(data, batches_a_step=batches)

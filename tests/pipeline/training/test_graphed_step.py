@@ -24,7 +24,7 @@ from interkd.pipeline.students.config import (
     StudentConfig,
 )
 from interkd.pipeline.students.model import Student
-from interkd.pipeline.training import trainer
+from interkd.pipeline.training import step, trainer
 from interkd.pipeline.training.config import (
     DataConfig,
     OptimiserConfig,
@@ -139,7 +139,7 @@ def test_graphs_train_as_the_step_does(
     )
     trainer.train(config)
     monkeypatch.setattr(
-        trainer, "GraphedStep", lambda step, device: lambda batch: step(batch.to(device))
+        step, "GraphedStep", lambda run, device: lambda batch: run(batch.to(device))
     )
     trainer.train(replace(config, out=tmp_path / "steps", compile=False))
     graphs, steps = losses(tmp_path / "graphs"), losses(tmp_path / "steps")

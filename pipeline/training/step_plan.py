@@ -1,0 +1,59 @@
+"""What each optimiser step of an epoch is made of, the same in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from interkd.pipeline.corpus.batches import BatchSampler
+from interkd.pipeline.training.data import BatchLoader
+from interkd.pipeline.training.ranks import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """One optimiser step.
+
+    Attributes:
+        batches: Utterances of each batch that this process takes.
+        places: Each batch's place among all of the step's: what its randomness depends on.
+        denominator: What the losses of ALL the step's batches are divided by.
+    """
+
+    batches: tuple[Sequence[int], ...]
+    places: tuple[int, ...]
+    denominator: int
+
+
+def plan_steps(
+    sampler: BatchSampler,
+    loader: BatchLoader,
+    ranks: Ranks,
+    *,
+    batches_a_step: int,
+    normalisation: str,
+) -> list[StepPlan]:
+    """The steps of the sampler's epoch.
+
+    Every process knows all batches of a step, so what its loss is divided by needs no talk.
+
+    Args:
+        sampler: Of `world_size` `batches_a_step`, whose epoch therefore divides.
+        loader: Counts frames and tokens.
+        ranks: Which batches are this process's.
+        batches_a_step: Over all processes.
+        normalisation: See `ObjectiveConfig`.
+    """
+    steps = []
+    batches = sampler.all_batches()
+    for first in range(0, len(batches), batches_a_step):
+        step = batches[first : first + batches_a_step]
+        places = tuple(range(ranks.rank, batches_a_step, ranks.world_size))
+        steps.append(
+            StepPlan(
+                batches=tuple(step[place] for place in places),
+                places=places,
+                denominator=sum(loader.size(batch, normalisation) for batch in step),
+            )
+        )
+    return steps

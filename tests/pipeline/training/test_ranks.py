@@ -1,0 +1,197 @@
+"""Several processes train the student that one trains: same losses, same stops, same checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from interkd.kernels.errors import ConfigError
+from interkd.pipeline.config import as_plain
+from interkd.pipeline.students.config import ConformerConfig, FeatureConfig, StudentConfig
+from interkd.pipeline.training.config import (
+    DataConfig,
+    OptimiserConfig,
+    SpecAugmentConfig,
+    TrainConfig,
+)
+from interkd.pipeline.training.recipes import ObjectiveConfig
+from interkd.pipeline.training.trainer import train
+
+
+def settings(corpus: Any, out: Path, **changes: Any) -> TrainConfig:
+    """Two batches a step, with all that is random in a step switched on."""
+    config = TrainConfig(
+        data=DataConfig(
+            train_manifest=corpus.train,
+            dev_manifest=corpus.dev,
+            tokenizer=corpus.tokens,
+            batch_seconds=5,
+            buckets=3,
+            batches_a_step=2,
+        ),
+        out=out,
+        student=StudentConfig(
+            head_layers=(1,),
+            features=FeatureConfig(mels=24),
+            conformer=ConformerConfig(
+                dim=16,
+                layers=2,
+                attention_heads=2,
+                feed_forward_dim=32,
+                convolution_kernel=7,
+                dropout=0.1,
+                stride=4,
+            ),
+        ),
+        objective=ObjectiveConfig(recipe="inter-ctc"),
+        optimiser=OptimiserConfig(learning_rate=5e-3, warmup_steps=5),
+        spec_augment=SpecAugmentConfig(time_width=8, frequency_width=6),
+        epochs=3,
+        dev_every=3,
+        device="cpu",
+    )
+    return replace(config, **changes)
+
+
+class Together:
+    """Processes of one run, each a rank."""
+
+    def __init__(self, config: TrainConfig, count: int, *extra: str) -> None:
+        file = config.out.parent / f"{config.out.name}.yaml"
+        file.write_text(yaml.safe_dump(as_plain(config)))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "interkd", "train-teacher", "--config", str(file), *extra]
+        self.outputs = [config.out.parent / f"{config.out.name}-{r}.txt" for r in range(count)]
+        self.processes = []
+        for rank, output in enumerate(self.outputs):
+            environment = {
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(count),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+            }
+            with output.open("ab") as file_:
+                self.processes.append(
+                    subprocess.Popen(command, env=environment, stdout=file_, stderr=file_)
+                )
+
+    def wait(self) -> list[int]:
+        return [process.wait(timeout=120) for process in self.processes]
+
+    def text(self) -> str:
+        return "\n".join(output.read_text() for output in self.outputs)
+
+
+def losses(run: Path) -> list[float]:
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    pointer = json.loads((run / "last.json").read_text())
+    loaded: dict[str, torch.Tensor] = load_file(run / pointer["checkpoint"] / "model.safetensors")
+    return loaded
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    torch.testing.assert_close(
+        torch.tensor(losses(one)), torch.tensor(losses(other)), rtol=1e-4, atol=0
+    )
+    mine, theirs = weights(one), weights(other)
+    for name, weight in mine.items():
+        # A bias before a batch norm has no gradient but rounding, which Adam makes steps of.
+        if name.startswith("heads."):
+            torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tone_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process that takes both batches of each step."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    train(settings(tone_corpus, out))
+    return out
+
+
+@pytest.mark.parametrize("normalisation", ["utterance", "frame", "token"])
+def test_two_processes_make_the_steps_of_one(
+    tone_corpus: Any, tmp_path: Path, alone: Path, normalisation: str
+) -> None:
+    objective = ObjectiveConfig(recipe="inter-ctc", normalisation=normalisation)
+    config = settings(tone_corpus, tmp_path / "two", objective=objective)
+    if normalisation != "utterance":
+        alone = tmp_path / "alone"
+        train(replace(config, out=alone))
+    together = Together(config, 2)
+    assert together.wait() == [0, 0], together.text()
+    assert_same_run(config.out, alone)
+    assert "dev WER % layer1" in together.outputs[0].read_text()
+    assert "dev WER % layer1" not in together.outputs[1].read_text()  # one speaks for all
+
+
+def test_one_stop_signal_stops_all_and_one_process_goes_on(
+    tone_corpus: Any, tmp_path: Path, alone: Path
+) -> None:
+    config = settings(tone_corpus, tmp_path / "two", checkpoint_minutes=0.002)
+    together = Together(config, 2)
+    log = config.out / "log.jsonl"
+    deadline = time.monotonic() + 90
+    while not (config.out / "last.json").exists() and time.monotonic() < deadline:
+        assert all(process.poll() is None for process in together.processes), together.text()
+        time.sleep(0.01)
+    together.processes[1].send_signal(signal.SIGUSR2)  # not the one that writes
+    codes = together.wait()
+    assert codes in ([3, 3], [0, 0]), together.text()
+    if codes == [0, 0]:
+        pytest.skip("the run was over before the signal")
+    assert len(losses(config.out)) < len(losses(alone))
+    assert log.exists()
+    train(config, resume=True)  # alone, with both batches of each step
+    assert_same_run(config.out, alone)
+
+
+def test_another_number_of_processes_is_refused_or_works(tone_corpus: Any, tmp_path: Path) -> None:
+    data = settings(tone_corpus, tmp_path).data
+    config = settings(
+        tone_corpus, tmp_path / "run", data=replace(data, batches_a_step=None), epochs=1
+    )
+    train(config)
+    with pytest.raises(ConfigError, match=r"another 'data.batches_a_step'; expected 1, got 2"):
+        train(replace(config, data=data), resume=True)
+
+
+def test_batches_that_processes_cannot_share(tone_corpus: Any, tmp_path: Path) -> None:
+    data = replace(settings(tone_corpus, tmp_path).data, batches_a_step=3)
+    together = Together(settings(tone_corpus, tmp_path / "run", data=data), 2)
+    assert together.wait() == [2, 2]
+    assert "data.batches_a_step; expected a multiple of the 2 processes, got 3" in together.text()
+
+
+def test_torchrun_starts_them(tone_corpus: Any, tmp_path: Path, alone: Path) -> None:
+    config = settings(tone_corpus, tmp_path / "run")
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(as_plain(config)))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("-m", "interkd", "train-teacher", "--config", str(file)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_run(config.out, alone)

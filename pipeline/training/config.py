@@ -28,8 +28,8 @@ class DataConfig:
         batches_a_step: Batches whose gradients make one step, over all GPUs; None for one a GPU.
             With more batches than GPUs each takes several.
         buckets: Length classes from which batches are drawn.
-        device_memory_gb: Memory of the GPU for the training set's samples; a set that does not fit,
-            or is resampled, is copied batch by batch instead.
+        device_memory_gb: Memory of the GPU for the training set's samples; a set that does not fit
+            is copied batch by batch instead.
         audio_memory_gb: Host memory for decoded audio; what does not fit is decoded each epoch.
         store_memory_gb: Host memory for the teacher cache; a larger one is read part by part, the
             batches drawn from so many parts at a time as fit.

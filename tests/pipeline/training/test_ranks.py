@@ -1,4 +1,4 @@
-"""Several processes train the student that one trains: same losses, same stops, same checkpoints."""
+"""Several processes train the student that one trains: same losses, same stops, same weights."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def as_image(x: Tensor) -> Tensor:
 
 def as_frames(image: Tensor) -> Tensor:
     """`(B, C, 1, T)` seen as `(B, T, C)`."""
-    return image[:, :, 0].transpose(1, 2)
+    return image.squeeze(2).transpose(1, 2)  # a view in the backward pass, too
 
 
 def depthwise_over_time(convolution: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:

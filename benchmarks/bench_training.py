@@ -100,13 +100,19 @@ def clock(step: Callable[[], None], steps: int) -> tuple[float, float]:
     return 1e3 * (time.perf_counter() - start) / steps, 1e3 * asked / steps
 
 
-def busiest(step: Callable[[], None], steps: int) -> tuple[float, list[tuple[str, float, int]]]:
+def busiest(
+    step: Callable[[], None], steps: int, trace: Path | None
+) -> tuple[float, list[tuple[str, float, int]]]:
     """Device milliseconds a step, and the kernels that take most of them."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
+    if trace is not None:
+        activities.append(torch.profiler.ProfilerActivity.CPU)
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(steps):
             step()
         torch.cuda.synchronize()
+    if trace is not None:
+        profile.export_chrome_trace(str(trace))
     rows = [
         (event.key[:90], event.self_device_time_total / 1e3 / steps, event.count // steps)
         for event in profile.key_averages()
@@ -126,6 +132,7 @@ def main() -> None:
         "--variants", default="eager-library,eager,eager-graph,compiled,compiled-graph"
     )
     parser.add_argument("--kernels", type=int, default=0, help="print so many of the longest")
+    parser.add_argument("--traces", type=Path, help="folder for Chrome traces")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/bench_training.json"))
     options = parser.parse_args()
@@ -150,7 +157,11 @@ def main() -> None:
                 if "graph" in variant:
                     step = as_graph(step)
                 wall, host = clock(step, options.steps)
-                busy, kernels = busiest(step, 5)
+                trace = None
+                if options.traces is not None:
+                    options.traces.mkdir(parents=True, exist_ok=True)
+                    trace = options.traces / f"{name}-{audio_seconds:g}s-{variant}.json.gz"
+                busy, kernels = busiest(step, 5, trace)
                 peak = torch.cuda.max_memory_allocated() / 2**30
                 print(
                     f"{name} {audio_seconds:g} s {variant}: {wall:.2f} ms a step "

@@ -241,6 +241,8 @@ def _dense(teacher: SparsePosteriors, frames: int, dtype: torch.dtype) -> _Dense
     # Frames from T on go to one spare slot.
     spare = batch * frames * vocab_size
     start = torch.where(time < frames, (utterance * frames + time) * vocab_size, spare)[entry_frame]
+    is_entry = torch.arange(len(probs), device=device) < teacher.entry_offsets[-1]
+    start = torch.where(is_entry, start, spare)  # what stands in the room is nobody's
     slot = (start + teacher.tokens.long()).clamp(max=spare)
     values = torch.full((spare + 1,), -1.0, dtype=dtype, device=device)
     values = values.scatter_(0, slot, (probs / total[entry_frame]).to(dtype))

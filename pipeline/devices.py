@@ -10,6 +10,8 @@ from interkd.kernels.errors import BackendError, ConfigError
 def resolve_device(name: str) -> torch.device:
     """The device of that name; `auto` is the first GPU where there is one, else the CPU.
 
+    A GPU becomes the current one: what Triton launches goes there.
+
     Raises:
         ConfigError: If it is not a device's name.
         BackendError: If that device is not there.
@@ -24,4 +26,6 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError("unknown device", expected="auto, cpu, cuda, cuda:N", got=name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BackendError(f"no device {name} here", remedy="--device cpu runs without a GPU")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device

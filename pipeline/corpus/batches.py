@@ -40,8 +40,9 @@ class BatchSampler:
         groups: Group of each utterance (the part of the teacher cache that holds its targets), for
             corpora whose targets do not fit in memory; None where they do.
         fixed_shapes: Every batch of a bucket has as many utterances as fit at the bucket's longest
-            (but one with what is left over), so that an epoch has few shapes of batch, the same
-            ones every epoch: what CUDA graphs need. Pad each to `padded_samples`.
+            (but one with what is left over), so that an epoch has few shapes of batch, with one
+            window of groups the same ones every epoch: what CUDA graphs need. Pad each to
+            `padded_samples`.
         groups_at_once: Groups from which batches are drawn at a time: an epoch goes through the
             groups in a shuffled order, so many at once, and reads each of them once.
 
@@ -86,8 +87,11 @@ class BatchSampler:
         self._fixed_shapes = fixed_shapes
         self.padded_samples = self._samples.copy()
         if fixed_shapes:
-            for bucket in _split_by_total(self._samples, buckets):
-                self.padded_samples[bucket] = self._samples[bucket].max()
+            # A longer one is by itself, and must not make its bucket as long.
+            fitting = np.flatnonzero(self._samples <= self._max_samples)
+            for bucket in _split_by_total(self._samples[fitting], buckets):
+                members = fitting[bucket]
+                self.padded_samples[members] = self._samples[members].max()
         self._groups = np.zeros(len(utterances), np.int64) if groups is None else np.array(groups)
         self._groups_at_once = groups_at_once
         self._digest = hashlib.sha256(

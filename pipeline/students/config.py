@@ -103,7 +103,7 @@ class StudentConfig:
         shared_heads: One linear layer for all heads (their layers must have one width).
         self_conditioned: Feeds the intermediate heads' posteriors back into the encoder through one
             linear layer (Nozaki & Komatsu 2021); then the intermediate heads are part of the model
-            that ships.
+            that ships. With `shared_heads` it is the paper's form.
     """
 
     encoder: str = "conformer"

@@ -18,28 +18,28 @@ def as_frames(image: Tensor) -> Tensor:
 
 
 def depthwise_over_time(convolution: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """A depthwise convolution, zero-padded so that frames stay as many.
+    """A depthwise convolution, zero-padded: with an odd kernel frames stay as many.
 
     torch's CPU kernel for a depthwise `(B, C, T)` convolution is 7 times slower, forward and
     backward, than oneDNN's for the same numbers with channels last; cuDNN's is slow either way
     (docs/log.md, 2026-11-24).
 
     Args:
-        convolution: Depthwise, of stride 1 and an odd kernel; 2-D ones over `(B, C, 1, T)`.
+        convolution: Depthwise, of stride 1; 2-D ones over `(B, C, 1, T)`.
         x: `(B, T, C)`.
 
     Returns:
         `(B, T, C)`.
     """
     taps, dilation = convolution.kernel_size[-1], convolution.dilation[-1]
-    if has_fast_depthwise(x.device):
+    if taps % 2 and has_fast_depthwise(x.device):
         out = depthwise_convolution(x, convolution.weight.flatten(1).t(), dilation=dilation)
         return out if convolution.bias is None else out + convolution.bias.to(out.dtype)
     image = nn.functional.conv2d(
         as_image(x),
         convolution.weight.flatten(1)[:, None, None],
         convolution.bias,
-        padding=(0, dilation * (taps // 2)),
+        padding=(0, int(convolution.padding[-1])),
         dilation=(1, dilation),
         groups=convolution.groups,
     )

@@ -68,6 +68,10 @@ class Student(nn.Module):
             self.heads = nn.ModuleList(nn.Linear(width, vocab_size) for width in widths)
         self.feedback = nn.ModuleList()
         if config.self_conditioned:
+            if not intermediate:
+                raise ConfigError(
+                    "student.self_conditioned", expected="intermediate heads", got="none"
+                )
             if len(set(widths[:-1])) > 1:
                 raise ConfigError(
                     "student.self_conditioned",

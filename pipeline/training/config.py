@@ -120,7 +120,7 @@ class TrainConfig:
         compile: Compiles what the encoder's layers share with torch.compile.
         cuda_graphs: Replays each shape of batch as one CUDA graph, so that a small student does
             not wait for the host. Batches have few shapes then: utterances are padded to their
-            bucket's longest. Without effect on a CPU.
+            bucket's longest, on a CPU too, where there are no graphs.
         max_minutes: Stops after so much training time, for comparisons at equal cost.
         average_epochs: Averages the weights of so many last epochs at the end; 0 for none.
         checkpoint_minutes: A checkpoint at least so often, besides one an epoch.

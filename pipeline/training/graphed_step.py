@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -16,6 +17,7 @@ Step = Callable[[Batch], Tensor]
 Shape = tuple[int, ...]
 
 _ROOM = 1.25  # for the teacher's frames and entries, whose number varies within a shape
+_MOST_GRAPHS = 200  # a store read part by part makes ever new shapes of what is left over
 
 
 class GraphedStep:
@@ -53,11 +55,14 @@ class GraphedStep:
         shape = batch_shape(batch)
         if shape not in self.met:
             self.met.add(shape)
-            return self.step(batch.to(self.device))
+            return self.step(with_room(batch).to(self.device))
         graph = self.graphs.get(shape)
+        if graph is None and len(self.graphs) == _MOST_GRAPHS:
+            return self.step(with_room(batch).to(self.device))
         if graph is None or not graph.holds(batch):
-            graph = self.graphs[shape] = _Graph(self.step, batch, self.device)
+            graph = _Graph(self.step, batch, self.device)
             graph.capture(self.pool, self.stream)
+            self.graphs[shape] = graph  # only now may another one go: the pool is never without
         return graph.replay(batch)
 
 
@@ -83,7 +88,7 @@ class _Graph:
             or other is None
             or (
                 len(other.tokens) <= len(mine.tokens)
-                and len(other.entry_offsets) <= len(mine.entry_offsets)
+                and len(other.entry_offsets) < len(mine.entry_offsets)
             )
         )
 
@@ -109,20 +114,30 @@ class _Graph:
 
 
 def with_room(batch: Batch) -> Batch:
-    """The batch with posteriors that others of its shape fit into as well."""
+    """The batch with posteriors that others of its shape fit into as well.
+
+    At least one frame is room. Sizes are multiples of 16: Triton compiles a kernel anew for sizes
+    that are and sizes that are not, and may not do so in a capture.
+    """
     teacher = batch.teacher
     if teacher is None:
         return batch
-    frames, entries = len(teacher.entry_offsets), len(teacher.tokens)
+    entries = len(teacher.tokens)
+    frames_held = _rounded(_ROOM * len(teacher.entry_offsets))
+    entries_held = _rounded(_ROOM * entries)
     roomy = SparsePosteriors(
         frame_offsets=teacher.frame_offsets,
-        entry_offsets=_longer(teacher.entry_offsets, int(_ROOM * frames), entries),
-        tokens=_longer(teacher.tokens, int(_ROOM * entries), 0),
-        log_probs=_longer(teacher.log_probs, int(_ROOM * entries), 0),
+        entry_offsets=_longer(teacher.entry_offsets, frames_held + 1, entries),
+        tokens=_longer(teacher.tokens, entries_held, 0),
+        log_probs=_longer(teacher.log_probs, entries_held, 0),
         vocab_size=teacher.vocab_size,
         blank_index=teacher.blank_index,
     )
     return replace(batch, teacher=roomy)
+
+
+def _rounded(size: float) -> int:
+    return 16 * math.ceil(max(1.0, size) / 16)
 
 
 def _longer(column: Tensor, length: int, value: int) -> Tensor:

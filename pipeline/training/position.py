@@ -12,7 +12,7 @@ class Position:
 
     Attributes:
         epoch: Epochs finished.
-        batch: Batches of the current epoch that are done.
+        batch: Steps of the current epoch that are done.
         step: Optimiser steps taken.
         seconds: Training time so far, over all starts, validation excluded.
         best_wer: Lowest WER of the final head on dev, in percent.

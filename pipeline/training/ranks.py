@@ -72,7 +72,6 @@ class Ranks:
         device = resolve_device(name)
         if self.world_size > 1 and device.type == "cuda":
             device = resolve_device(f"cuda:{self.local_rank}")
-            torch.cuda.set_device(device)
         return device
 
     def largest(self, *values: float) -> tuple[float, ...]:
@@ -99,7 +98,7 @@ class Ranks:
         """Makes batch-norm statistics the mean of all processes', before anyone uses them."""
         if self.world_size == 1:
             return
-        statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        statistics = [buffer for name, buffer in model.named_buffers() if ".running_" in name]
         self.add_up(statistics)
         for buffer in statistics:
             buffer.div_(self.world_size)

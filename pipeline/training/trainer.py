@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from interkd.kernels.errors import CheckpointError, ConfigError, InterkdError
+from interkd.kernels.errors import CheckpointError, ConfigError
 from interkd.pipeline.config import as_plain
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import BatchSampler
@@ -64,26 +64,27 @@ def train(
     """
     trainer = Trainer(config, resume=resume, reporter=reporter or Reporter())
     try:
-        return trainer.run()
-    except InterkdError:
+        result = trainer.run()
+    except Exception:
         trainer.close()
         if trainer.ranks.is_first and trainer.keeper.folder.pointed("last") is None:
             withdraw_run(config.out)
-        raise
+        raise  # without goodbye to other processes: they may wait for this one, and end with it
     finally:
         trainer.close()
-        trainer.ranks.leave()
+    trainer.ranks.leave()
+    return result
 
 
 class Trainer:
     """One run: built whole and checked before the first step."""
 
     def __init__(self, config: TrainConfig, *, resume: bool, reporter: Reporter) -> None:
-        if not uses_intermediate_heads(config.objective):
-            # Heads that learn nothing would only cost time and memory.
-            config = replace(config, student=replace(config.student, head_layers=()))
         if RECIPES[config.objective.recipe].self_conditioned:
             config = replace(config, student=replace(config.student, self_conditioned=True))
+        elif not (uses_intermediate_heads(config.objective) or config.student.self_conditioned):
+            # Heads that learn nothing would only cost time and memory.
+            config = replace(config, student=replace(config.student, head_layers=()))
         self.ranks = Ranks.join()
         config = replace(config, data=_with_batches_a_step(config.data, self.ranks))
         self.config = config
@@ -155,6 +156,7 @@ class Trainer:
             epochs=self.position.epoch,
         )
         self.stop_asked = False
+        self.stopped = False
         self.saved_at = time.monotonic()
 
     def _resident_audio(self) -> ResidentAudio | None:
@@ -214,7 +216,7 @@ class Trainer:
         config, position = self.config, self.position
         while position.epoch < config.epochs and not self._out_of_time():
             if not self._train_epoch():
-                if self.stop_asked:
+                if self.stopped:
                     return False
                 self._validate(f"step-{position.step:08d}")
                 break
@@ -267,10 +269,10 @@ class Trainer:
             stop, due, position.seconds = self.ranks.largest(
                 self.stop_asked, self._checkpoint_due(), position.seconds
             )
-            self.stop_asked = bool(stop)
             if stop or due:
                 self._save_last()
-            if self.stop_asked:
+            if stop:  # and not the flag, which a signal may raise in this process alone
+                self.stopped = True
                 self.reporter.end()
                 self.reporter.message(f"stopped by {config.stop_signal} at step {position.step}")
                 return False
@@ -313,6 +315,7 @@ class Trainer:
         if self.ranks.is_first:
             self._score_and_save(name)
         self.ranks.wait()
+        self.saved_at = time.monotonic()
 
     def _score_and_save(self, name: str) -> None:
         position = self.position

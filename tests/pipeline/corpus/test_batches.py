@@ -212,3 +212,31 @@ def test_an_epoch_goes_through_the_groups_once(
         else:
             windows.append(now)
     assert sum(len(window) for window in windows) == len({*groups})  # none is come back to
+
+
+def test_fixed_shapes_recur_and_long_utterances_stay_alone() -> None:
+    generator = np.random.default_rng(0)
+    samples = [*generator.integers(1_000, 16_000, 500).tolist(), 1000 * 40]
+    with pytest.warns(UserWarning, match="longer than max_seconds"):
+        sampler = BatchSampler(
+            utterances_of(samples),
+            max_seconds=32,
+            buckets=6,
+            seed=1,
+            shuffle=True,
+            fixed_shapes=True,
+        )
+    seen = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert sorted(i for batch in batches for i in batch) == list(range(501))
+        assert [500] in batches
+        padded = sampler.padded_samples
+        seen.append({(len(batch), int(padded[batch].max())) for batch in batches})
+        for batch in batches:
+            assert len(set(padded[batch].tolist())) == 1  # of one bucket
+            assert len(batch) == 1 or len(batch) * padded[batch[0]] <= 32 * RATE
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) <= 13  # six buckets, what each leaves over, the long one
+    assert sampler.padded_samples[:500].max() <= 16_000

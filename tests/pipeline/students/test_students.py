@@ -120,6 +120,20 @@ def test_shared_heads_are_one_layer() -> None:
     assert len({id(head) for head in student.heads}) == 1
 
 
+def test_even_kernels_are_their_formulas(device: torch.device) -> None:
+    config = SMALL["jasper-mini"]
+    even = replace(config.jasper, stem_kernel=6, dilated_kernel=4, stride=1)
+    student = Student(replace(config, jasper=even), 5).to(device).eval()
+    samples = torch.tensor([16000, 8000], device=device)
+    output = student(torch.zeros(2, 16000, device=device), samples)
+    assert output.frame_lengths.tolist() == [student.frame_formula.count(n) for n in (16000, 8000)]
+
+
+def test_self_conditioning_needs_intermediate_heads() -> None:
+    with pytest.raises(ConfigError, match="self_conditioned"):
+        Student(replace(SMALL["conformer"], head_layers=(), self_conditioned=True), 5)
+
+
 @pytest.mark.parametrize("encoder", sorted(SMALL))
 def test_fed_back_posteriors_are_the_papers_equation(encoder: str, device: torch.device) -> None:
     """What the second head says changes by what the first says, and by nothing in the padding."""

@@ -12,6 +12,7 @@ import torch
 
 from interkd.kernels.ctc_distill import ctc_distill_loss
 from interkd.kernels.sparse import SparsePosteriors
+from interkd.kernels.token_distill import TokenSupport, token_distill_loss
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
 from interkd.pipeline.corpus.tokens import Tokenizer
@@ -210,3 +211,13 @@ def test_posteriors_with_room_are_the_posteriors(
                 for posteriors in (roomy, teacher.to(device))
             )
             torch.testing.assert_close(got, expected)
+        support = TokenSupport(
+            tokens=torch.full((3, frames), 2, device=device),
+            weights=torch.ones(3, frames, device=device),
+        )
+        torch.testing.assert_close(
+            token_distill_loss(logits, roomy, support, lengths),
+            token_distill_loss(logits, teacher.to(device), support, lengths),
+        )
+    assert len(roomy.tokens) % 16 == 0
+    assert len(roomy.entry_offsets) % 16 == 1

@@ -27,6 +27,7 @@ from interkd.pipeline.training.config import (
     SpecAugmentConfig,
     TrainConfig,
 )
+from interkd.pipeline.training.ranks import Ranks
 from interkd.pipeline.training.recipes import ObjectiveConfig
 from interkd.pipeline.training.trainer import Trainer, train
 
@@ -138,6 +139,35 @@ def test_stop_signal_writes_a_checkpoint_and_exits_with_3(tone_corpus: Any, tmp_
     assert process.wait(60) == 3
     step = json.loads((config.out / "last.json").read_text())["step"]
     assert step == max(row["step"] for row in rows(config.out))
+
+
+def test_a_stop_signal_while_processes_agree_is_not_lost(
+    tone_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(tone_corpus, tmp_path / "run")
+    trainer = Trainer(config, resume=False, reporter=Reporter())
+    calls = []
+
+    def interrupted(ranks: Ranks, *values: float) -> tuple[float, ...]:
+        calls.append(values)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGUSR2)
+        return values
+
+    monkeypatch.setattr(Ranks, "largest", interrupted)
+    assert not trainer.run().finished
+    assert len(calls) == 3  # the next step hears of it
+    trainer.close()
+
+
+def test_a_self_conditioned_student_keeps_its_heads_under_any_recipe(
+    tone_corpus: Any, tmp_path: Path
+) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", objective=ObjectiveConfig(recipe="ctc"), epochs=1)
+    train(replace(config, student=replace(config.student, self_conditioned=True)))
+    student = load_student(config.out).model
+    assert student.head_names == ("layer1", "final")
+    assert len(student.feedback) == 1
 
 
 def test_average_is_scored_and_kept(tone_corpus: Any, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from interkd.cli.cache_operations import (
     stats_command,
     write_output,
 )
+from interkd.cli.cluster_options import cluster_options, cluster_settings
 from interkd.kernels.errors import CorruptStoreError, StoreError
 from interkd.pipeline.cache.inspect import StoreInfo, info
 from interkd.pipeline.cache.sample_check import (
@@ -105,6 +106,7 @@ def _rows(found: StoreInfo) -> list[tuple[str, str]]:
     show_default=True,
     help="Largest mean divergence of the sample, nats a frame.",
 )
+@cluster_options
 def verify_command(
     store: Path,
     sample: int | None,
@@ -114,6 +116,9 @@ def verify_command(
     device: str,
     seed: int,
     tolerance: float,
+    cluster: str,
+    workers: int,
+    profile: Path | None,
 ) -> None:
     """Check every digest of STORE and every rule of its format.
 
@@ -127,7 +132,8 @@ def verify_command(
     if sample is None and (teacher is not None or manifest is not None):
         raise click.UsageError("--teacher and --manifest are for --sample")
     with parts_bar("verifying") as progress:
-        report = verify(store, progress=progress)
+        where = cluster_settings(cluster, workers, profile)
+        report = verify(store, progress=progress, cluster=where, message=progress.message)
     for problem in report.problems:
         click.echo(str(problem))
     if report.problems:

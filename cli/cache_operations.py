@@ -12,12 +12,12 @@ import click
 from rich.console import Console
 from rich.progress import Progress as Bar
 
+from interkd.cli.cluster_options import cluster_options, cluster_settings
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.cache.codec import QUANTISERS
 from interkd.pipeline.cache.compact import CompactReport, compact
 from interkd.pipeline.cache.compact_plan import VERSION_1_QUANTISER
 from interkd.pipeline.cache.diff import FrameDifferences, StoreDiff, diff
-from interkd.pipeline.cache.parts_parallel import Progress
 from interkd.pipeline.cache.stats import stats
 from interkd.pipeline.cache.stats_report import overview, render_html, tables
 from interkd.pipeline.files import write_text
@@ -26,13 +26,28 @@ STORE = click.argument("store", type=click.Path(path_type=Path))
 _IDS_SHOWN = 5
 
 
+class PartsBar:
+    """A bar for parts; called with those done and those in all."""
+
+    def __init__(self, bar: Bar, task: str) -> None:
+        self.bar = bar
+        self.task = bar.add_task(task, total=None)
+
+    def __call__(self, done: int, parts: int) -> None:
+        """Moves the bar."""
+        self.bar.update(self.task, completed=done, total=parts)
+
+    def message(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self.bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
-def parts_bar(task: str) -> Iterator[Progress]:
+def parts_bar(task: str) -> Iterator[PartsBar]:
     """A progress bar on standard error, where that is a terminal."""
     console = Console(stderr=True)
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        shown = bar.add_task(task, total=None)
-        yield lambda done, parts: bar.update(shown, completed=done, total=parts)
+        yield PartsBar(bar, task)
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
@@ -63,8 +78,15 @@ def write_output(path: Path, content: str | bytes) -> None:
 @click.option(
     "--html", "html_file", type=click.Path(path_type=Path), help="Write one page with all here."
 )
+@cluster_options
 def stats_command(
-    store: Path, json_file: Path | None, plot: Path | None, html_file: Path | None
+    store: Path,
+    json_file: Path | None,
+    plot: Path | None,
+    html_file: Path | None,
+    cluster: str,
+    workers: int,
+    profile: Path | None,
 ) -> None:
     """Print what the posteriors in STORE look like.
 
@@ -74,7 +96,8 @@ def stats_command(
     probable token: what greedy decoding writes.
     """
     with parts_bar("counting") as progress:
-        found = stats(store, progress=progress)
+        where = cluster_settings(cluster, workers, profile)
+        found = stats(store, progress=progress, cluster=where, message=progress.message)
     print_rows(overview(found))
     for title, rows in tables(found).items():
         click.echo(f"\n{title}")
@@ -112,6 +135,7 @@ def stats_command(
 @click.option(
     "--keep", type=click.Path(path_type=Path), help="File with the ids to take, one a line."
 )
+@cluster_options
 def compact_command(
     source: Path,
     out: Path,
@@ -120,6 +144,9 @@ def compact_command(
     mass: float | None,
     drop: Path | None,
     keep: Path | None,
+    cluster: str,
+    workers: int,
+    profile: Path | None,
 ) -> None:
     """Write a store anew: SOURCE, which stays as it is, to the folder OUT.
 
@@ -144,6 +171,8 @@ def compact_command(
             drop=_read_ids(drop) if drop is not None else (),
             keep=_read_ids(keep) if keep is not None else None,
             progress=progress,
+            cluster=cluster_settings(cluster, workers, profile),
+            message=progress.message,
         )
     print_rows(_compact_rows(report))
 

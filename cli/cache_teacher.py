@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from interkd.cli.cluster_options import cluster_options, cluster_settings
 from interkd.cli.reporter import TerminalReporter
 from interkd.pipeline.cache_teacher import CacheTeacherConfig, CacheTeacherSummary, cache_teacher
 
+EXIT_STOPPED = 3
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 DEFAULTS = CacheTeacherConfig(teacher="", manifest=Path(), out=Path())
 
 
@@ -54,15 +62,68 @@ DEFAULTS = CacheTeacherConfig(teacher="", manifest=Path(), out=Path())
     show_default=True,
     help="Silence after which parts claimed by a writer on another host are free again.",
 )
+@click.option(
+    "--no-wait",
+    is_flag=True,
+    help="End when others have claimed what is left; a later run without it writes the index.",
+)
 @click.option("--decode-threads", type=int, help="One a core by default.")
-def cache_teacher_command(**options: object) -> None:
+@cluster_options
+@click.option(
+    "--worker-threads",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Cores with which the teacher of a process computes, on a cluster.",
+)
+def cache_teacher_command(
+    cluster: str,
+    workers: int,
+    profile: Path | None,
+    worker_threads: int,
+    no_wait: bool,
+    **options: object,
+) -> None:
     """Run a CTC teacher once over a corpus and store its frame posteriors.
 
     Killed or interrupted, it is simply started again: parts that stand are skipped. Started
-    several times on one store, on any hosts, the runs share the parts between them.
+    several times on one store, on any hosts, the runs share the parts between them. Exit code 3:
+    stopped by SIGUSR2 or SIGTERM; the part in hand is free for others.
     """
-    summary = cache_teacher(CacheTeacherConfig(**options), reporter=TerminalReporter())  # type: ignore[arg-type]
+    where = cluster_settings(cluster, workers, profile, threads=worker_threads)
+    config = CacheTeacherConfig(cluster=where, wait=not no_wait, **options)  # type: ignore[arg-type]
+    with _stoppable():
+        summary = cache_teacher(config, reporter=TerminalReporter())
     Console().print(_table(summary))
+
+
+class _Stopped(BaseException):
+    """A stop signal came."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ends the process on a stop signal, once what it had claimed is free again."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for name in STOP_SIGNALS:  # a second one must not cut the first one's work short
+            signal.signal(name, signal.SIG_IGN)
+        raise _Stopped
+
+    former = {}
+    try:
+        for name in STOP_SIGNALS:
+            former[name] = signal.signal(name, stop)
+    except ValueError:  # not the main thread: nobody can signal this run
+        pass
+    try:
+        yield
+    except _Stopped:
+        click.echo("interkd: stopped; the same command goes on", err=True)
+        sys.exit(EXIT_STOPPED)
+    finally:
+        for name, handler in former.items():
+            signal.signal(name, handler)
 
 
 def _table(summary: CacheTeacherSummary) -> Table:
@@ -71,10 +132,13 @@ def _table(summary: CacheTeacherSummary) -> Table:
     table.add_column(justify="right")
     table.add_row("hours", f"{summary.hours:.2f}")
     table.add_row("parts (written now)", f"{summary.parts} ({summary.parts_written})")
-    table.add_row("frames", f"{summary.frames:,}")
-    table.add_row("entries a frame", f"{summary.entries_a_frame:.2f}")
-    table.add_row("bytes on disk", f"{summary.store_bytes:,}")
-    table.add_row("bytes a frame", f"{summary.bytes_a_frame:.2f}")
+    if summary.finished:
+        table.add_row("frames", f"{summary.frames:,}")
+        table.add_row("entries a frame", f"{summary.entries_a_frame:.2f}")
+        table.add_row("bytes on disk", f"{summary.store_bytes:,}")
+        table.add_row("bytes a frame", f"{summary.bytes_a_frame:.2f}")
+    else:
+        table.add_row("index", "not written yet")
     if summary.parts_written:
         table.add_row("seconds", f"{summary.seconds:.1f}")
         table.add_row("times real time", f"{summary.times_real_time:.0f}")

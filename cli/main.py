@@ -30,6 +30,7 @@ COMMANDS = {
         "Error rates of a checkpoint, or of two compared.",
     ),
     "sweep": ("interkd.cli.sweep:sweep_command", "Train and score a grid of settings."),
+    "slurm": ("interkd.cli.slurm:slurm_command", "Batch scripts of all that, and their jobs."),
     "export": ("interkd.cli.export:export_command", "Write a checkpoint to ship, in float16."),
     "cache": (
         "interkd.cli.cache:cache_command",

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from interkd.cli.cluster_options import cluster_options, cluster_settings
 from interkd.cli.reporter import TerminalReporter
 from interkd.pipeline.corpus.prepare import (
     REJECTED_FILE,
@@ -56,7 +57,7 @@ _SHOWN = 10
 @click.option(
     "--skip-bad", is_flag=True, help=f"Leave bad rows out and list them in {REJECTED_FILE}."
 )
-@click.option("--workers", type=click.IntRange(min=0), default=0, help="Threads; 0 for one a core.")
+@cluster_options
 def prepare_command(
     sources: Path,
     out: Path,
@@ -67,7 +68,9 @@ def prepare_command(
     frame_shift_ms: float,
     case: str,
     skip_bad: bool,
+    cluster: str,
     workers: int,
+    profile: Path | None,
 ) -> None:
     """Check the corpus in SOURCES and write its manifest and tokens.
 
@@ -90,7 +93,7 @@ def prepare_command(
         frame_shift_ms=frame_shift_ms,
         case=case,
         skip_bad=skip_bad,
-        workers=workers,
+        cluster=cluster_settings(cluster, workers, profile),
     )
     try:
         summary = prepare(config, reporter=TerminalReporter())

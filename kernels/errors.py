@@ -11,7 +11,8 @@ InterkdError
 ├── StoreError             a teacher cache that cannot be used
 │   ├── FingerprintError   a cache of another teacher, tokenizer or frame shift
 │   └── CorruptStoreError  bytes that are not what was written
-└── CheckpointError        a checkpoint that cannot be loaded or resumed
+├── CheckpointError        a checkpoint that cannot be loaded or resumed
+└── ClusterError           workers or Slurm jobs that cannot be started, or that die
 """
 
 
@@ -84,3 +85,7 @@ class CorruptStoreError(StoreError):
 
 class CheckpointError(InterkdError):
     """A checkpoint that cannot be loaded or resumed."""
+
+
+class ClusterError(InterkdError):
+    """Workers or Slurm jobs that cannot be started, or that die."""

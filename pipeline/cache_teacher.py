@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from interkd.kernels.errors import ConfigError, InterkdError
-from interkd.pipeline.cache.fingerprint import PRECISIONS, Fingerprint
+from interkd.pipeline.cache.fingerprint import PRECISIONS, Fingerprint, check_same
 from interkd.pipeline.cache.format import METADATA_FILE
 from interkd.pipeline.cache.inspect import info
 from interkd.pipeline.cache.part import EncodedUtterance
 from interkd.pipeline.cache.part_claims import PartClaims
 from interkd.pipeline.cache.plan import PartPlan, plan_parts
 from interkd.pipeline.cache.writer import StoreWriter
+from interkd.pipeline.cluster.tasks import IN_PROCESS, ClusterSettings
 from interkd.pipeline.config import in_range, one_of
-from interkd.pipeline.corpus.manifest import Manifest, read_manifest
+from interkd.pipeline.corpus.manifest import Manifest, Utterance, read_manifest
 from interkd.pipeline.devices import resolve_device
 from interkd.pipeline.part_runner import PartRunner
+from interkd.pipeline.part_workers import PartCacher, cache_on_workers, write_part
 from interkd.pipeline.part_writer import PartFacts, PartWriter
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.teachers.load import load_teacher
 from interkd.pipeline.teachers.protocol import Teacher
+
+LONG_WORK = 3600.0  # seconds of audio; each process loads a teacher of its own first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,9 @@ class CacheTeacherConfig:
         decode_threads: Threads that decode audio; one a core when None.
         stale_minutes: How long a writer on another host may show no sign of life before the parts
             that it claimed are free again.
+        wait: Whether to wait for the parts of other writers and finish the store. Without, this run
+            makes what nobody has claimed, and a later one finishes.
+        cluster: Where the teacher runs, on CPUs: with `none` in this process.
     """
 
     teacher: str
@@ -60,6 +70,8 @@ class CacheTeacherConfig:
     batch_seconds: float = 640.0
     decode_threads: int | None = None
     stale_minutes: float = 15.0
+    wait: bool = True
+    cluster: ClusterSettings = IN_PROCESS
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
@@ -73,7 +85,8 @@ class CacheTeacherSummary:
 
     Attributes:
         store: Its path.
-        parts: Parts in the store.
+        finished: Whether the store can be read; if not, all that is measured in it is 0 or None.
+        parts: Parts of the plan.
         parts_written: Parts that this run wrote; the others stood already.
         hours: Audio in the store.
         seconds: Wall-clock seconds of this run, the teacher's loading left out.
@@ -87,17 +100,18 @@ class CacheTeacherSummary:
     """
 
     store: Path
+    finished: bool
     parts: int
     parts_written: int
     hours: float
     seconds: float
     times_real_time: float
-    store_bytes: int
-    frames: int
-    bytes_a_frame: float
-    entries_a_frame: float
-    teacher_wer: float | None
-    teacher_cer: float | None
+    store_bytes: int = 0
+    frames: int = 0
+    bytes_a_frame: float = 0.0
+    entries_a_frame: float = 0.0
+    teacher_wer: float | None = None
+    teacher_cer: float | None = None
 
 
 def cache_teacher(
@@ -119,12 +133,15 @@ def cache_teacher(
     reporter = reporter or Reporter()
     manifest = read_manifest(config.manifest)
     device = resolve_device(config.device)
-    teacher = load_teacher(
-        config.teacher,
-        device=device,
-        precision=getattr(torch, config.precision),
-        weights=config.teacher_weights,
-    )
+    if config.cluster.kind in ("local", "slurm") and device.type != "cpu":
+        raise ConfigError(
+            "device on a cluster of Dask workers",
+            expected="cpu",
+            got=device,
+            remedy="GPUs share a store without Dask, one cache-teacher each: a Slurm job array",
+        )
+    runner = load_runner(config, device)
+    teacher = runner.teacher
     if teacher.info.sample_rate != manifest.sample_rate:
         raise ConfigError(
             f"sample rate of {config.manifest}",
@@ -136,15 +153,6 @@ def cache_teacher(
     writer = StoreWriter.open(
         config.out, _fingerprint(config, teacher), _plan(manifest, config.part_minutes)
     )
-    runner = PartRunner(
-        teacher,
-        device,
-        top_k=config.top_k,
-        mass=config.mass,
-        quantiser=config.quantiser,
-        batch_seconds=config.batch_seconds,
-        decode_threads=config.decode_threads,
-    )
     try:
         return _fill(writer, runner, manifest, config, reporter)
     except InterkdError:
@@ -153,6 +161,42 @@ def cache_teacher(
         raise
     finally:
         reporter.end()
+
+
+def load_runner(config: CacheTeacherConfig, device: torch.device) -> PartRunner:
+    """Loads the teacher, ready to run.
+
+    Raises:
+        TeacherError: If it cannot be loaded.
+    """
+    teacher = load_teacher(
+        config.teacher,
+        device=device,
+        precision=getattr(torch, config.precision),
+        weights=config.teacher_weights,
+    )
+    return PartRunner(
+        teacher,
+        device,
+        top_k=config.top_k,
+        mass=config.mass,
+        quantiser=config.quantiser,
+        batch_seconds=config.batch_seconds,
+        decode_threads=config.decode_threads,
+    )
+
+
+def _load_same(config: CacheTeacherConfig, fingerprint: Fingerprint) -> PartRunner:
+    """Loads a worker's teacher, and refuses another one than the store was begun with."""
+    runner = load_runner(config, torch.device("cpu"))
+    what = f"a worker of {config.out} found another teacher"
+    check_same(
+        fingerprint,
+        _fingerprint(config, runner.teacher),
+        what=what,
+        remedy="let every node see the same files",
+    )
+    return runner
 
 
 def _fill(
@@ -170,31 +214,36 @@ def _fill(
     reporter.begin(
         "caching", manifest.total_seconds / 3600, done=(manifest.total_seconds - left) / 3600
     )
-    claims = PartClaims(writer, stale_seconds=60 * config.stale_minutes, message=reporter.message)
-    written: list[int] = []
-
-    def write(index: int, encoded: list[EncodedUtterance], facts: PartFacts) -> None:
-        order = {u.utt_id: row for row, u in enumerate(parts[index])}
-        encoded.sort(key=lambda item: order[item.utt_id])
-        if writer.write_part(index, encoded, attributes=facts.to_dict()):
-            written.append(index)
-        claims.release(index)
-
-    with claims, PartWriter(runner.teacher.info, write) as part_writer:
-        shown = 0
-        for free in claims.rounds(missing):
-            for batch in runner.run((index, parts[index]) for index in free):
-                part_writer.put(batch)
-                done = part_writer.samples_done
-                audio_seconds = done / manifest.sample_rate
-                speed = audio_seconds / (time.monotonic() - started)
-                reporter.advance(
-                    (done - shown) / manifest.sample_rate / 3600,
-                    f"{audio_seconds / 3600:.2f} h, {speed:.0f}x real time",
-                )
-                shown = done
-    audio_seconds = part_writer.samples_done / manifest.sample_rate
+    claims = PartClaims(
+        writer,
+        stale_seconds=60 * config.stale_minutes,
+        message=reporter.message,
+        wait=config.wait,
+    )
+    samples_done = parts_written = 0
+    with claims, closing(_cached(writer, runner, parts, claims, config)) as progress:
+        for samples, written in progress:
+            samples_done += samples
+            parts_written += written
+            audio_seconds = samples_done / manifest.sample_rate
+            speed = audio_seconds / (time.monotonic() - started)
+            reporter.advance(
+                samples / manifest.sample_rate / 3600,
+                f"{audio_seconds / 3600:.2f} h, {speed:.0f}x real time",
+            )
+    audio_seconds = samples_done / manifest.sample_rate
     seconds = time.monotonic() - started
+    summary = CacheTeacherSummary(
+        store=writer.path,
+        finished=False,
+        parts=len(writer.plan.parts),
+        parts_written=parts_written,
+        hours=manifest.total_seconds / 3600,
+        seconds=seconds,
+        times_real_time=audio_seconds / seconds if parts_written else 0.0,
+    )
+    if not config.wait and (missing or not writer.is_finished):
+        return summary
     facts = PartFacts.total(writer.part_attributes())
     if missing or not writer.is_finished:
         writer.finish(
@@ -205,13 +254,9 @@ def _fill(
             }
         )
     sizes = info(writer.path)
-    return CacheTeacherSummary(
-        store=writer.path,
-        parts=len(writer.plan.parts),
-        parts_written=len(written),
-        hours=manifest.total_seconds / 3600,
-        seconds=seconds,
-        times_real_time=audio_seconds / seconds if written else 0.0,
+    return replace(
+        summary,
+        finished=True,
         store_bytes=sizes.total_bytes,
         frames=sizes.frames,
         bytes_a_frame=sizes.bytes_per_frame,
@@ -219,6 +264,56 @@ def _fill(
         teacher_wer=facts.rate(facts.words),
         teacher_cer=facts.rate(facts.characters),
     )
+
+
+def _cached(
+    writer: StoreWriter,
+    runner: PartRunner,
+    parts: Mapping[int, Sequence[Utterance]],
+    claims: PartClaims,
+    config: CacheTeacherConfig,
+) -> Generator[tuple[int, int], None, None]:
+    """Caches parts, here or on workers; the samples and the parts that are done more each time."""
+    seconds = sum(u.duration for part in parts.values() for u in part)
+    is_long = runner.device.type == "cpu" and seconds >= LONG_WORK and len(parts) > 1
+    cluster = config.cluster.decided(is_long=is_long)
+    if cluster.kind == "none" or not parts:
+        yield from _cached_here(writer, runner, parts, claims)
+        return
+    decode_threads = config.decode_threads or cluster.threads
+    settings = replace(config, device="cpu", decode_threads=decode_threads)
+    cacher = PartCacher(
+        load=partial(_load_same, settings, writer.metadata.fingerprint),
+        writer=writer,
+        threads=cluster.threads,
+    )
+    with closing(cache_on_workers(cacher, claims, parts, cluster)) as cached:
+        for part in cached:
+            yield part.samples, int(part.is_written)
+
+
+def _cached_here(
+    writer: StoreWriter,
+    runner: PartRunner,
+    parts: Mapping[int, Sequence[Utterance]],
+    claims: PartClaims,
+) -> Generator[tuple[int, int], None, None]:
+    written: list[int] = []
+
+    def write(index: int, encoded: list[EncodedUtterance], facts: PartFacts) -> None:
+        if write_part(writer, index, parts[index], encoded, facts):
+            written.append(index)
+        claims.release(index)
+
+    samples_told = parts_told = 0
+    with PartWriter(runner.teacher.info, write) as part_writer:
+        for free in claims.rounds(parts):
+            for batch in runner.run((index, parts[index]) for index in free):
+                part_writer.put(batch)
+                samples, count = part_writer.samples_done, len(written)
+                yield samples - samples_told, count - parts_told
+                samples_told, parts_told = samples, count
+    yield part_writer.samples_done - samples_told, len(written) - parts_told
 
 
 def _remove_if_empty(store: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,9 @@ from interkd.pipeline.cache.plan import PartPlan
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.reencode import reencode, truncate
 from interkd.pipeline.cache.writer import StoreWriter
+from interkd.pipeline.cluster.tasks import IN_PROCESS, SILENT, ClusterSettings, Message
 
+LONG_WORK = 25  # parts of an hour, 0.4 s each; processes need some 4 s to start
 HISTORY_KEY = "compacted_from"
 _PARTS_HELD = 8
 
@@ -76,6 +78,8 @@ def compact(
     drop: Collection[str] = (),
     keep: Collection[str] | None = None,
     progress: Progress | None = None,
+    cluster: ClusterSettings = IN_PROCESS,
+    message: Message = SILENT,
 ) -> CompactReport:
     """Writes a new store from a finished one, which is never changed.
 
@@ -90,6 +94,8 @@ def compact(
         drop: Ids of utterances to leave out.
         keep: Ids of the utterances to take; all when None.
         progress: Called with the parts done and the parts in all, after each part.
+        cluster: Where.
+        message: Told what a user waits for.
 
     Raises:
         ConfigError: For a part length that cannot be, or `out` being `source`.
@@ -112,13 +118,12 @@ def compact(
     dropped = len(store.utterance_ids) - len(positions)
     facts = _facts(store, plan, is_whole=not dropped)
     maker = _UtteranceMaker(store, fingerprint)
-
-    def write(number: int) -> bool:
-        index = missing[number]
-        utterances = maker.make(positions[i] for i in plan.parts[index])
-        return writer.write_part(index, utterances, attributes=facts[index])
-
-    written = map_parts(write, len(missing), progress)
+    write = _PartMaker(
+        maker=maker, writer=writer, positions=positions, missing=missing, facts=facts
+    )
+    written = map_parts(
+        write, len(missing), progress, cluster=cluster, long_work=LONG_WORK, message=message
+    )
     if missing or not writer.is_finished:
         writer.finish(_summary(store, float(seconds.sum()), dropped))
     return CompactReport(
@@ -137,6 +142,31 @@ def compact(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _PartMaker:
+    """Makes and writes the parts that the new store lacks; a process gets one of its own.
+
+    Attributes:
+        maker: Of utterances.
+        writer: Of the new store.
+        positions: In the old store, of the new one's utterances.
+        missing: The parts to make.
+        facts: Of each part of the new store.
+    """
+
+    maker: _UtteranceMaker
+    writer: StoreWriter
+    positions: Sequence[int]
+    missing: Sequence[int]
+    facts: Sequence[dict[str, list[int]]]
+
+    def __call__(self, number: int) -> bool:
+        """Writes a missing part; False where another writer's stood first."""
+        index = self.missing[number]
+        utterances = self.maker.make(self.positions[i] for i in self.writer.plan.parts[index])
+        return self.writer.write_part(index, utterances, attributes=self.facts[index])
+
+
 class _UtteranceMaker:
     """Makes the new store's utterances of the old store's."""
 
@@ -147,6 +177,9 @@ class _UtteranceMaker:
         self.truncates = replace(self.source, mass=target.mass) == target
         # Parts of both stores follow the same order, so each is read about once.
         self._part = lru_cache(_PARTS_HELD)(store.read_part)
+
+    def __reduce__(self) -> tuple[Callable[..., _UtteranceMaker], tuple[Any, ...]]:
+        return _UtteranceMaker, (self.store, self.target)  # a process holds parts of its own
 
     def make(self, positions: Iterable[int]) -> list[EncodedUtterance]:
         """The utterances at those positions of the old store."""

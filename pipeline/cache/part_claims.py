@@ -21,14 +21,21 @@ class PartClaims:
         writer: Of the store.
         stale_seconds: Silence after which another host's claim is void.
         message: Told whom this writer waits for.
+        wait: Whether to wait for the parts of others; without, there is one round.
     """
 
     def __init__(
-        self, writer: StoreWriter, *, stale_seconds: float, message: Callable[[str], None]
+        self,
+        writer: StoreWriter,
+        *,
+        stale_seconds: float,
+        message: Callable[[str], None],
+        wait: bool = True,
     ) -> None:
         self.writer = writer
         self.stale_seconds = stale_seconds
         self.message = message
+        self.wait = wait
         self._held: dict[int, Claim] = {}
         self._lock = threading.Lock()
 
@@ -61,6 +68,8 @@ class PartClaims:
         while remaining:
             owners: dict[int, Owner] = {}
             yield self._free(remaining, owners)
+            if not self.wait:
+                return
             remaining = [index for index in owners if self.writer.is_missing(index)]
             if remaining:
                 text = f"waiting for {part_name(remaining[0])}: {owners[remaining[0]]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from interkd.pipeline.cache.inspect import column_bytes
 from interkd.pipeline.cache.part import Part
 from interkd.pipeline.cache.parts_parallel import Progress, map_parts
 from interkd.pipeline.cache.reader import TeacherStore
+from interkd.pipeline.cluster.tasks import IN_PROCESS, SILENT, ClusterSettings, Message
 
+LONG_WORK = 100  # parts of an hour, 80 ms each; processes need some 4 s to start
 BLANK_THRESHOLDS = (0.5, 0.9, 0.99, 0.999)
 QUANTILES = (0.1, 0.5, 0.9, 0.99, 0.999)
 TOP_SPIKES = 20
@@ -190,19 +192,34 @@ class StoreStats:
         }
 
 
-def stats(path: Path, *, progress: Progress | None = None) -> StoreStats:
+def stats(
+    path: Path,
+    *,
+    progress: Progress | None = None,
+    cluster: ClusterSettings = IN_PROCESS,
+    message: Message = SILENT,
+) -> StoreStats:
     """Goes through a finished store and counts; digests are verified on the way.
 
     Args:
         path: The store.
         progress: Called with the parts done and the parts in all, after each part.
+        cluster: Where.
+        message: Told what a user waits for.
 
     Raises:
         StoreError: As `TeacherStore.open`.
         CorruptStoreError: For a damaged part.
     """
     store = TeacherStore.open(path)
-    parts = map_parts(lambda index: count(store.read_part(index)), store.part_count, progress)
+    parts = map_parts(
+        partial(_count_of, store),
+        store.part_count,
+        progress,
+        cluster=cluster,
+        long_work=LONG_WORK,
+        message=message,
+    )
     total: FrameCounts = reduce(FrameCounts.__add__, parts)
     sizes = column_bytes(store)
     # What stands once a store, the index, is listed after the columns.
@@ -213,6 +230,10 @@ def stats(path: Path, *, progress: Progress | None = None) -> StoreStats:
         counts=total,
         column_bits={name: 8 * sizes[name] / max(1, total.frames) for name in names},
     )
+
+
+def _count_of(store: TeacherStore, index: int) -> FrameCounts:
+    return count(store.read_part(index))
 
 
 def count(part: Part) -> FrameCounts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from interkd.kernels.errors import StoreError
@@ -12,6 +13,9 @@ from interkd.pipeline.cache.metadata import StoreMetadata, read_metadata
 from interkd.pipeline.cache.part import Problem
 from interkd.pipeline.cache.part_io import load_part
 from interkd.pipeline.cache.parts_parallel import Progress, map_parts
+from interkd.pipeline.cluster.tasks import IN_PROCESS, SILENT, ClusterSettings, Message
+
+LONG_WORK = 400  # parts of an hour, 25 ms each; processes need some 4 s to start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,13 @@ class VerifyReport:
     problems: tuple[Problem, ...]
 
 
-def verify(path: Path | str, *, progress: Progress | None = None) -> VerifyReport:
+def verify(
+    path: Path | str,
+    *,
+    progress: Progress | None = None,
+    cluster: ClusterSettings = IN_PROCESS,
+    message: Message = SILENT,
+) -> VerifyReport:
     """Checks a store from the first byte to the last, its parts side by side.
 
     The store need not be finished.
@@ -44,6 +54,8 @@ def verify(path: Path | str, *, progress: Progress | None = None) -> VerifyRepor
     Args:
         path: The store.
         progress: Called with the parts done and the parts in all, after each part.
+        cluster: Where.
+        message: Told what a user waits for.
 
     Returns:
         A report; its problems name part, column and utterance where they can be told.
@@ -64,10 +76,10 @@ def verify(path: Path | str, *, progress: Progress | None = None) -> VerifyRepor
         what = str(error).removeprefix(f"{root} {INDEX_NAME}").strip(": ,")
         problems.append(Problem(where=INDEX_NAME, what=what))
 
-    def check(part: int) -> PartReport:
-        return verify_part(root, part, metadata, index)
-
-    reports = map_parts(check, metadata.part_count, progress)
+    check = partial(verify_part, root, metadata=metadata, index=index)
+    reports = map_parts(
+        check, metadata.part_count, progress, cluster=cluster, long_work=LONG_WORK, message=message
+    )
     return VerifyReport(
         path=root,
         parts=metadata.part_count,

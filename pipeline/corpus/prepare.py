@@ -8,11 +8,9 @@ SentencePiece) and `summary.json`; with `skip_bad`, `rejected.jsonl` lists what 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Literal, cast
 import numpy as np
 
 from interkd.kernels.errors import ConfigError, CorpusError
+from interkd.pipeline.cluster.tasks import IN_PROCESS, ClusterSettings, open_workers
 from interkd.pipeline.config import one_of
 from interkd.pipeline.corpus.checks import CASES, TOO_SHORT, check_audio, count_tokens
 from interkd.pipeline.corpus.manifest import Manifest, Utterance, write_manifest
@@ -33,6 +32,8 @@ MANIFEST_FILE = "manifest.jsonl"
 SUMMARY_FILE = "summary.json"
 REJECTED_FILE = "rejected.jsonl"
 
+LONG_WORK = 10_000  # rows; fewer are checked in the seconds that processes need to start
+_ROWS_A_TASK = 16
 _TRAINABLE = ("characters", "bpe", "unigram")
 
 
@@ -50,7 +51,7 @@ class PrepareConfig:
         frame_shift_ms: The student's frame shift, for the check that CTC can align.
         case: `none`, `upper` or `lower`: what becomes of the transcripts' letters.
         skip_bad: Whether bad rows are left out; otherwise any of them fails the whole.
-        workers: Threads that decode and check; 0 for one a core.
+        cluster: Where rows are decoded and checked.
         tolerance_seconds: Difference from the claimed duration that passes ...
         tolerance_ratio: ... or this share of it, whichever is more.
     """
@@ -64,7 +65,7 @@ class PrepareConfig:
     frame_shift_ms: float = 40.0
     case: str = "none"
     skip_bad: bool = False
-    workers: int = 0
+    cluster: ClusterSettings = IN_PROCESS
     tolerance_seconds: float = 0.1
     tolerance_ratio: float = 0.02
 
@@ -192,17 +193,25 @@ def _check_rows(
         tolerance_seconds=config.tolerance_seconds,
         tolerance_ratio=config.tolerance_ratio,
     )
+    cluster = config.cluster.decided(is_long=len(rows) >= LONG_WORK)
+    size = 1 if cluster.kind == "none" else _ROWS_A_TASK
+    tasks = [rows[first : first + size] for first in range(0, len(rows), size)]
+    results: dict[int, list[Utterance | BadRow]] = {}
     reporter.begin("checking audio", len(rows))
-    results = []
     try:
-        # Decoding and hashing happen in C outside the interpreter's lock, so threads suffice.
-        with ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
-            for result in pool.map(check, rows):
-                results.append(result)
-                reporter.advance(1)
+        with open_workers(cluster, reporter.message, tasks=len(tasks)) as workers:
+            for task, checked in workers.run(partial(_check_each, check), tasks):
+                results[task] = checked
+                reporter.advance(len(checked))
     finally:
         reporter.end()
-    return results
+    return [result for task in range(len(tasks)) for result in results[task]]
+
+
+def _check_each(
+    check: Callable[[SourceRow], Utterance | BadRow], rows: Sequence[SourceRow]
+) -> list[Utterance | BadRow]:
+    return [check(row) for row in rows]
 
 
 def _train(config: PrepareConfig, texts: list[str]) -> Tokenizer:

@@ -6,17 +6,18 @@ import threading
 import pytest
 
 from interkd.pipeline.cache.parts_parallel import map_parts
+from interkd.pipeline.cluster.tasks import ClusterSettings
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "synchronous"])
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("count", [0, 1, 37])
-def test_results_in_order_and_progress(scheduler: str, count: int) -> None:
+def test_results_in_order_and_progress(workers: int, count: int) -> None:
     seen: list[tuple[int, int]] = []
     found = map_parts(
         lambda part: part * part,
         count,
         lambda done, total: seen.append((done, total)),
-        scheduler=scheduler,
+        cluster=ClusterSettings(workers=workers),
     )
     assert found == [part * part for part in range(count)]
     assert seen == [(done, count) for done in range(1, count + 1)]

@@ -26,7 +26,7 @@ from interkd.pipeline.progress import Reporter
 
 
 def run(corpus: Any, *more_lines: str, **changes: Any) -> PrepareSummary:
-    settings = {"out": corpus.folder / "out", "train": "characters", "workers": 2} | changes
+    settings = {"out": corpus.folder / "out", "train": "characters"} | changes
     return prepare(PrepareConfig(sources=corpus.write(*more_lines), **settings))
 
 
@@ -235,9 +235,7 @@ def test_the_reporter_hears_of_every_row(corpus: Any) -> None:
             self.heard += amount
 
     listener = Listener()
-    config = PrepareConfig(
-        sources=corpus.write(), out=corpus.folder / "out", train="characters", workers=1
-    )
+    config = PrepareConfig(sources=corpus.write(), out=corpus.folder / "out", train="characters")
     prepare(config, reporter=listener)
     assert (listener.totals, listener.heard) == ((3,), 3)
 

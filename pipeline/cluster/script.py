@@ -1,0 +1,214 @@
+"""Batch scripts: deterministic text that bash and a person can read."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from interkd.kernels.errors import ConfigError
+from interkd.pipeline.cluster.profile import Profile, Resources
+
+INTERKD = "interkd"  # the first word of a job's command; the profile says what it is on the nodes
+STOPPED = 3  # exit code of a stage that was asked to stop and can go on
+_AS_RANK = 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec "$@"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One batch job: commands that run one after the other, each harmless to repeat.
+
+    Attributes:
+        name: Its name in Slurm, and of its script and logs.
+        stage: Whose resources of the profile it takes.
+        commands: Words of each command; the first is `interkd` where it is interkd's.
+        stop_signal: What the running command is told to stop with, without `SIG`.
+        run: Folder of a training run: where one stands, the first command gets `--resume`.
+        tasks: Size of the array; None for a plain job.
+        after: Names of the jobs that must have succeeded.
+    """
+
+    name: str
+    stage: str
+    commands: tuple[tuple[str, ...], ...]
+    stop_signal: str = "USR2"
+    run: Path | None = None
+    tasks: int | None = None
+    after: tuple[str, ...] = ()
+
+
+def render(job: Job, profile: Profile, *, folder: Path, workdir: Path, interkd: str) -> str:
+    """The batch script of a job.
+
+    Args:
+        job: What runs.
+        profile: The cluster.
+        folder: Absolute; the logs go to `logs` in it.
+        workdir: Absolute; where relative paths in the commands begin.
+        interkd: The command on the nodes.
+
+    Raises:
+        ConfigError: If a name or option cannot stand in a line of its own.
+    """
+    lines = ["#!/bin/bash"]
+    lines += [f"#SBATCH {line}" for line in _options(job, profile, folder, workdir)]
+    lines += [
+        "",
+        f"# Written by `interkd slurm` for the stage {job.stage}.",
+        "set -euo pipefail",
+        "",
+    ]
+    lines += _signals(job, profile)
+    lines += ["", *_run(job, profile), ""]
+    if profile.prologue:
+        lines.append("set +u  # the scripts of modules and conda read variables that are not set")
+        lines += [*profile.prologue, "set -u", ""]
+    if job.run is not None:
+        settings = shlex.quote(str(job.run / "config.yaml"))
+        lines += ["resume=", f"if [[ -e {settings} ]]; then resume=--resume; fi"]
+    ranks = _ranks(job, profile)
+    if ranks > 1:
+        lines.append("export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))")
+    launcher = _launcher(ranks, profile)
+    for index, command in enumerate(job.commands):
+        words = [interkd if word == INTERKD else word for word in command[:1]]
+        lines.append(f"run {_readable([*launcher, *words, *command[1:]])}")
+        if job.run is not None and index == 0:
+            lines[-1] += " $resume"
+    return "\n".join(lines) + "\n"
+
+
+def _ranks(job: Job, profile: Profile) -> int:
+    """Processes of a job: training has one a GPU."""
+    return max(1, profile.resources(job.stage).gpus or 0) if job.run is not None else 1
+
+
+def _launcher(ranks: int, profile: Profile) -> list[str]:
+    """What stands in front of a command: the container, and srun where there are several ranks.
+
+    srun passes the stop signal to every rank, which torchrun would not; its exit code is theirs.
+    """
+    container = list(profile.container)
+    if ranks == 1:
+        return container
+    cpus = profile.resources("train-student").cpus
+    srun = [f"--ntasks={ranks}", *([f"--cpus-per-task={cpus}"] if cpus else [])]
+    # After a checkpoint the ranks end one by one: the first must not have the others killed.
+    srun += ["--kill-on-bad-exit=0", "--wait=60", "bash", "-c", _AS_RANK, "rank"]
+    if container[:1] == ["srun"]:  # one whose container is an option of srun
+        return [*container, *srun]
+    return ["srun", *srun, *container]
+
+
+def _options(job: Job, profile: Profile, folder: Path, workdir: Path) -> Iterator[str]:
+    asked = profile.resources(job.stage)
+    number = "%j" if job.tasks is None else "%A_%a"
+    log = str(folder / "logs" / job.name).replace("%", "%%") + f"-{number}.log"
+    yield _option("job-name", job.name)
+    yield _option("chdir", str(workdir))
+    yield _option("output", log)
+    yield "--open-mode=append"
+    for name in ("partition", "account", "qos", "constraint", "time"):
+        value = getattr(asked, name)
+        if value is not None:
+            yield _option(name, value)
+    yield "--nodes=1"
+    yield f"--ntasks={_ranks(job, profile)}"
+    if asked.cpus is not None:
+        yield f"--cpus-per-task={asked.cpus}"
+    if asked.memory is not None:
+        yield f"--mem={asked.memory}"
+    if asked.gpus:
+        yield _gpus(asked, profile.gpu_form)
+    if job.tasks is not None:
+        yield f"--array=0-{job.tasks - 1}"
+    yield "--requeue" if profile.requeue else "--no-requeue"
+    yield f"--signal=B:{profile.signal}@{profile.lead_seconds}"
+    if job.tasks is None:  # submitted twice, the second waits, and finds the work done
+        yield "--dependency=singleton"
+    for option in asked.sbatch:
+        _refuse_control("sbatch", option)
+        yield option
+
+
+def _gpus(asked: Resources, form: str) -> str:
+    kind = [asked.gpu_type] if asked.gpu_type else []
+    value = ":".join([*(["gpu"] if form == "gres" else []), *kind, str(asked.gpus)])
+    return _option(form, value)
+
+
+def _option(name: str, value: str) -> str:
+    _refuse_control(name, value)
+    return f"--{name}={shlex.quote(value)}"
+
+
+def _refuse_control(name: str, value: str) -> None:
+    if not value or not value.isprintable():
+        raise ConfigError(f"{name} of a batch script", expected="one line of text", got=repr(value))
+
+
+def _signals(job: Job, profile: Profile) -> list[str]:
+    """Traps: the shell is told by Slurm, and tells the command, once."""
+    caught = dict.fromkeys((profile.signal, job.stop_signal, "USR1", "USR2"))
+    asking = " ".join(name for name in caught if name != "TERM")
+    return [
+        "# Slurm signals this shell; the running command is told to stop, once, in its own way.",
+        "stop= told= child= signals=0",
+        "tell() {",
+        "  if [[ -n $stop && -n $child && -z $told ]]; then",
+        "    told=yes",
+        f'    kill -s {job.stop_signal} "$child" 2>/dev/null || true',
+        "  fi",
+        "}",
+        f"trap 'signals=$((signals + 1)); stop=${{stop:-asked}}; tell' {asking}",
+        "trap 'signals=$((signals + 1)); stop=cancelled; tell' TERM",
+    ]
+
+
+def _run(job: Job, profile: Profile) -> list[str]:
+    """The function that runs a command, waits for it and requeues the job it was stopped in."""
+    this = "$SLURM_JOB_ID"
+    if job.tasks is not None:  # one task's id is the array's: with it every task would be requeued
+        this = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+    lines = [
+        "run() {",
+        "  local code=0 seen again",
+        "  if [[ -n $stop ]]; then",
+        f"    code={STOPPED}",
+        "  else",
+        '    "$@" &',
+        "    child=$!",
+        "    tell",
+        "    seen=$signals",
+        '    wait "$child" || code=$?',
+        "    while ((signals != seen)); do  # a signal ended the wait, not the command",
+        "      seen=$signals again=0",
+        '      wait "$child" || again=$?',
+        "      ((again == 127)) || code=$again",
+        "    done",
+        "    child=",
+        "  fi",
+        "  if [[ $stop == cancelled ]]; then exit 143; fi",
+    ]
+    if profile.requeue:
+        lines += [
+            f"  if ((code == {STOPPED})) || [[ $stop == asked && $code != 0 ]]; then",
+            f"    if ((${{SLURM_RESTART_COUNT:-0}} < {profile.max_requeues})); then",
+            '      echo "stopped with exit code $code: requeued"',
+            f'      scontrol requeue "{this}" && exit 0',
+            "    fi",
+            '    echo "stopped with exit code $code: not requeued"',
+            "  fi",
+        ]
+    return [*lines, '  if ((code != 0)); then exit "$code"; fi', "}"]
+
+
+def _readable(words: Sequence[str]) -> str:
+    """A command, each of its long options on a line of its own."""
+    text = ""
+    for word in words:
+        if text:
+            text += " \\\n  " if word.startswith("--") else " "
+        text += shlex.quote(word)
+    return text

@@ -1,0 +1,180 @@
+"""Writes batch scripts and hands them to Slurm, each after those that it waits for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from interkd.kernels.errors import ClusterError, ConfigError
+from interkd.pipeline.cluster.profile import Profile, time_seconds
+from interkd.pipeline.cluster.script import Job, render
+from interkd.pipeline.config import nearest
+from interkd.pipeline.files import write_text
+
+_ANSWER_SECONDS = 120  # a busy controller takes its time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A job, and the script that is it.
+
+    Attributes:
+        job: The job.
+        script: Its file.
+        log: Its log, with Slurm's `%j`, or `%A_%a` of an array.
+    """
+
+    job: Job
+    script: Path
+    log: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """A job in Slurm's hands."""
+
+    written: Written
+    job_id: str
+
+
+def write_scripts(jobs: Sequence[Job], profile: Profile, folder: Path) -> list[Written]:
+    """Writes `folder/<job>.sbatch` of each job, and makes the folder of the logs.
+
+    Raises:
+        ConfigError: If they cannot be written.
+    """
+    workdir, command = Path.cwd(), command_on_nodes(profile)
+    absolute = folder.absolute()
+    texts = [
+        render(job, profile, folder=absolute, workdir=workdir, interkd=command) for job in jobs
+    ]
+    written = []
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)  # Slurm does not make it
+        for job, text in zip(jobs, texts, strict=True):
+            script = folder / f"{job.name}.sbatch"
+            write_text(script, text)
+            log = folder / "logs" / f"{job.name}-{'%j' if job.tasks is None else '%A_%a'}.log"
+            written.append(Written(job=job, script=script, log=log))
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}", got=error.strerror) from error
+    return written
+
+
+def command_on_nodes(profile: Profile) -> str:
+    """What `interkd` is on the nodes: the profile's word, or this installation."""
+    if profile.interkd is not None:
+        return profile.interkd
+    here = Path(sys.executable).with_name("interkd")
+    if profile.prologue or profile.container or not here.exists():
+        return "interkd"
+    return str(here)
+
+
+def submit(
+    written: Sequence[Written], profile: Profile, *, after: Sequence[str] = ()
+) -> list[Submitted]:
+    """Submits the jobs, in order; those that wait for none of the others wait for `after`.
+
+    Raises:
+        ConfigError: For a partition that is not there, or a time beyond its limit.
+        ClusterError: If Slurm is not here, or refuses a job; those already submitted are cancelled.
+    """
+    require_slurm()
+    for stage in dict.fromkeys(item.job.stage for item in written):
+        _check_partition(profile, stage)
+    ids: dict[str, str] = {}
+    submitted = []
+    for item in written:
+        needed = [ids[name] for name in item.job.after if name in ids] or list(after)
+        conditions = [f"afterok:{':'.join(needed)}"] if needed else []
+        options = ["--parsable"]
+        if conditions:
+            if item.job.tasks is None:  # the option replaces the script's own
+                conditions.append("singleton")
+            options += [f"--dependency={','.join(conditions)}", "--kill-on-invalid-dep=yes"]
+        answer = slurm("sbatch", *options, str(item.script))
+        if answer.returncode != 0:
+            if ids:
+                slurm("scancel", *ids.values())
+            raise ClusterError(
+                f"sbatch refuses {item.script}",
+                got=answer.stderr.removeprefix("sbatch: error: ").strip(),
+                remedy="mend the profile"
+                + (f"; jobs {', '.join(ids.values())} were cancelled again" if ids else ""),
+            )
+        job_id = answer.stdout.strip().partition(";")[0]
+        ids[item.job.name] = job_id
+        submitted.append(Submitted(written=item, job_id=job_id))
+    return submitted
+
+
+def require_slurm() -> None:
+    """Refuses to go on where there is no Slurm.
+
+    Raises:
+        ClusterError: If `sbatch` is not found.
+    """
+    if shutil.which("sbatch") is None:
+        raise ClusterError(
+            "sbatch is not on the PATH",
+            remedy="submit from a login node of the cluster; without --submit the scripts are "
+            "written only",
+        )
+
+
+def slurm(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of Slurm's and returns how it ended and what it said.
+
+    Raises:
+        ClusterError: If it is not there, or says nothing for two minutes.
+    """
+    try:
+        return subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_ANSWER_SECONDS,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ClusterError(f"{words[0]} does not answer", got=error) from error
+
+
+def _check_partition(profile: Profile, stage: str) -> None:
+    """Refuses a partition that is not there, and a time that it never grants: Slurm would wait."""
+    asked = profile.resources(stage)
+    answer = slurm("sinfo", "--all", "--noheader", "--format=%P %l")
+    limits = dict(line.split() for line in answer.stdout.splitlines() if len(line.split()) == 2)
+    if answer.returncode != 0 or not limits:
+        return  # sbatch will say what is wrong
+    default = next((name for name in limits if name.endswith("*")), None)
+    limits = {name.removesuffix("*"): limit for name, limit in limits.items()}
+    names = asked.partition.split(",") if asked.partition else []
+    names = names or ([default.removesuffix("*")] if default else [])
+    for name in names:
+        if name not in limits:
+            raise ConfigError(
+                f"no partition '{name}' for {stage}",
+                expected=" | ".join(limits),
+                remedy=nearest(name, limits),
+            )
+    if asked.time is None or asked.qos is not None or not names:  # a QOS may have its own limit
+        return
+    wanted = time_seconds(asked.time)
+    granted = [time_seconds(limits[name]) for name in names]
+    most = None if None in granted else max(limit for limit in granted if limit is not None)
+    if most is not None and (wanted is None or wanted > most):
+        raise ConfigError(
+            f"time of {stage}",
+            expected=f"at most {', '.join(limits[name] for name in names)}, the limit of partition "
+            f"{', '.join(names)}",
+            got=asked.time,
+            remedy="a job that is stopped at its limit is requeued and goes on: a short time does",
+        )

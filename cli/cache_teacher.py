@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -15,7 +16,9 @@ from rich.table import Table
 
 from interkd.cli.cluster_options import cluster_options, cluster_settings
 from interkd.cli.reporter import TerminalReporter
+from interkd.kernels.errors import ConfigError
 from interkd.pipeline.cache_teacher import CacheTeacherConfig, CacheTeacherSummary, cache_teacher
+from interkd.pipeline.cluster.devices import device_list, run_on_devices
 
 EXIT_STOPPED = 3
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
@@ -35,6 +38,11 @@ DEFAULTS = CacheTeacherConfig(teacher="", manifest=Path(), out=Path())
     "--teacher-weights", type=click.Path(path_type=Path), help="State dict of a torchaudio bundle."
 )
 @click.option("--device", default=DEFAULTS.device, show_default=True, help="auto, cpu, cuda[:N].")
+@click.option(
+    "--devices",
+    metavar="all|A,B",
+    help="One process a device, which share the parts: every GPU of this host, or cuda:0,cuda:1.",
+)
 @click.option(
     "--precision",
     default=DEFAULTS.precision,
@@ -82,6 +90,7 @@ def cache_teacher_command(
     profile: Path | None,
     worker_threads: int,
     no_wait: bool,
+    devices: str | None,
     **options: object,
 ) -> None:
     """Run a CTC teacher once over a corpus and store its frame posteriors.
@@ -93,8 +102,37 @@ def cache_teacher_command(
     where = cluster_settings(cluster, workers, profile, threads=worker_threads)
     config = CacheTeacherConfig(cluster=where, wait=not no_wait, **options)  # type: ignore[arg-type]
     with _stoppable():
-        summary = cache_teacher(config, reporter=TerminalReporter())
+        reporter = TerminalReporter()
+        if devices is not None:
+            config = _on_devices(device_list(devices), config, options, reporter)
+        summary = cache_teacher(config, reporter=reporter)
     Console().print(_table(summary))
+
+
+def _on_devices(
+    devices: list[str],
+    config: CacheTeacherConfig,
+    options: dict[str, object],
+    reporter: TerminalReporter,
+) -> CacheTeacherConfig:
+    """Has processes make the parts; what is left for this one, the index above all."""
+    if config.device != "auto" or config.cluster.kind in ("local", "slurm"):
+        raise ConfigError("--devices", expected="neither --device nor --cluster", got="both")
+    kept = {key: value for key, value in options.items() if key not in ("device", "decode_threads")}
+    arguments = [
+        word
+        for key, value in kept.items()
+        if value is not None
+        for word in (f"--{key.replace('_', '-')}", str(value))
+    ]
+    run_on_devices(
+        arguments,
+        devices,
+        config.out.with_name(f"{config.out.name}.logs"),
+        decode_threads=config.decode_threads,
+        reporter=reporter,
+    )
+    return replace(config, device=devices[0])
 
 
 class _Stopped(BaseException):

@@ -11,7 +11,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from interkd.pipeline.cache.processes import is_alive
+from interkd.pipeline.cache.processes import process_start
 from interkd.pipeline.files import sync_folder
 
 _TEMPORARY = re.compile(
@@ -73,7 +73,8 @@ def remove_leftovers(folder: Path) -> list[str]:
 
 
 def _runs(pid: int, run: str) -> bool:
-    return run == _run_token() if pid == os.getpid() else is_alive(pid)
+    # A process that was killed and not yet reaped has ended, though its id is still taken.
+    return run == _run_token() if pid == os.getpid() else process_start(pid) != "dead"
 
 
 def publish_file(target: Path, content: bytes, *, replace: bool) -> bool:

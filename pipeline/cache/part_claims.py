@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from interkd.pipeline.cache.claims import Claim, Owner, claim, remove_stale_claims
+from interkd.pipeline.cache.files import remove_leftovers
 from interkd.pipeline.cache.format import part_name
 from interkd.pipeline.cache.writer import StoreWriter, writing
 
@@ -52,6 +53,7 @@ class PartClaims:
         """Clears what the dead left, of parts that stand too."""
         with contextlib.suppress(OSError):
             remove_stale_claims(self.writer.path, stale_seconds=self.stale_seconds)
+            remove_leftovers(self.writer.path)
 
     def rounds(self, parts: Iterable[int]) -> Iterator[Iterator[int]]:
         """Rounds of free parts, until every part stands or is this writer's own.

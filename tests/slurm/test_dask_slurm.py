@@ -16,6 +16,8 @@ from interkd.pipeline.cluster import dask_cluster
 pytest.importorskip("dask_jobqueue")
 Capture = pytest.CaptureFixture[str]
 
+pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm for all of them
+
 WATCHED = """
 import os
 from pathlib import Path

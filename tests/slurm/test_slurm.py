@@ -12,6 +12,8 @@ import pytest
 from interkd.pipeline.cache.verify import verify
 from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
 
+pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm for all of them
+
 Capture = pytest.CaptureFixture[str]
 
 

@@ -13,17 +13,15 @@ So the cache has paid once S * E is above `cache_overhead`, whatever the hours a
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from interkd.kernels.errors import ConfigError, CorpusError
+from interkd.kernels.errors import ConfigError
 from interkd.pipeline.cache.plan import plan_parts
-from interkd.pipeline.config import in_range, read_yaml
-from interkd.pipeline.corpus.manifest import Manifest, read_manifest
-from interkd.pipeline.training.run_settings import LOG_FILE, SETTINGS_FILE
+from interkd.pipeline.config import in_range
+from interkd.pipeline.corpus.manifest import Manifest
+from interkd.pipeline.run_speed import RunSpeed, read_corpus, read_run_speed
 
 # Whole stores of docs/results.md, in bytes a 20 ms of audio. The first is of utterances of 10.8 s
 # on average; where a corpus' utterances are counted, its two parts are summed instead.
@@ -177,25 +175,6 @@ class Plan:
     assumptions: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSpeed:
-    """How fast a training run was.
-
-    Attributes:
-        audio_per_second: Seconds of audio a second of training.
-        hours: Of audio that it heard.
-        seconds: Of training.
-        epochs: That it was set to make.
-        is_cached: Whether it learnt from a teacher cache.
-    """
-
-    audio_per_second: float
-    hours: float
-    seconds: float
-    epochs: int
-    is_cached: bool
-
-
 def make_plan(config: PlanConfig) -> Plan:
     """Works out what caching a teacher and training students will cost.
 
@@ -210,7 +189,7 @@ def make_plan(config: PlanConfig) -> Plan:
     """
     manifest, hours, utterances = None, config.hours or math.nan, config.utterances
     if config.manifest is not None:
-        manifest = _read_corpus(config.manifest)
+        manifest = read_corpus(config.manifest)
         hours, utterances = manifest.total_seconds / 3600, len(manifest)
     frames = round(hours * 3_600_000 / config.frame_shift_ms)
     store_bytes = _store_bytes(config, frames, hours, utterances)
@@ -267,91 +246,6 @@ def make_plan(config: PlanConfig) -> Plan:
             *_student_assumptions(config, run),
         ),
     )
-
-
-def read_run_speed(run: Path, manifest: Manifest | None = None) -> RunSpeed:
-    """How fast a run of `interkd train-student` was, from its settings and its log.
-
-    Its seconds are those between the first and the last batch of each epoch: waiting for audio is
-    in them, validation is not. A last epoch that was cut short counts by its steps.
-
-    Args:
-        run: The run's folder.
-        manifest: Taken as the run's corpus where it is the one, so that it need not be found.
-
-    Raises:
-        ConfigError: If settings, log or corpus are missing or damaged, the corpus has changed
-            since, or no epoch was finished and validated.
-    """
-    path = run / LOG_FILE
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"no training log in {run}",
-            expected=LOG_FILE,
-            got=getattr(error, "strerror", None) or str(error),
-            remedy="student_run is the folder of a run of 'interkd train-student'",
-        ) from error
-    settings = read_yaml(run / SETTINGS_FILE)
-    try:
-        corpus = Path(settings["data"]["train_manifest"])
-        digest, epochs = str(settings["corpus"][0]), int(settings["epochs"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{run / SETTINGS_FILE}", expected="settings of a training run", got=f"no {error}"
-        ) from error
-    if manifest is None or manifest.digest != digest:
-        manifest = _read_corpus(
-            corpus, remedy="stand where the run was started, or give its speed as student_speed"
-        )
-    if manifest.digest != digest:
-        raise ConfigError(
-            f"{corpus} has changed since {run} was trained on it",
-            remedy="give its speed as student_speed",
-        )
-    done, seconds = _epochs_and_seconds(path, lines)
-    audio_seconds = done * manifest.total_seconds
-    return RunSpeed(
-        audio_per_second=audio_seconds / seconds,
-        hours=audio_seconds / 3600,
-        seconds=seconds,
-        epochs=epochs,
-        is_cached=settings.get("store") is not None,
-    )
-
-
-def _epochs_and_seconds(path: Path, lines: list[str]) -> tuple[float, float]:
-    """Epochs and seconds of training up to the last validation in a log."""
-    steps: list[tuple[int, int]] = []  # each step's number and the epoch that it is in, from 0
-    last: tuple[int, int, float] | None = None
-    for line in lines:
-        try:
-            row: dict[str, Any] = json.loads(line)
-            if "epochs_done" not in row:
-                steps.append((int(row["step"]), int(row["epoch"])))
-            elif row["epochs_done"] >= 1 and row["seconds"] > 0:
-                last = int(row["step"]), int(row["epochs_done"]), float(row["seconds"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-            continue  # the line that a kill cut short
-    if last is None:
-        raise ConfigError(
-            f"{path} cannot tell the run's speed",
-            expected="an epoch that was finished and validated",
-            got="none",
-        )
-    step, whole_epochs, seconds = last
-    whole_steps = max((number for number, epoch in steps if epoch < whole_epochs), default=step)
-    return whole_epochs * max(1.0, step / whole_steps), seconds
-
-
-def _read_corpus(path: Path, *, remedy: str | None = None) -> Manifest:
-    try:
-        return read_manifest(path)
-    except CorpusError as error:
-        raise ConfigError(
-            error.what, expected=error.expected, got=error.got, remedy=remedy or error.remedy
-        ) from error
 
 
 def _store_bytes(config: PlanConfig, frames: int, hours: float, utterances: int | None) -> float:

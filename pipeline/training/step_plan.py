@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from interkd.kernels.errors import ConfigError
 from interkd.pipeline.corpus.batches import BatchSampler
+from interkd.pipeline.training.config import DataConfig
 from interkd.pipeline.training.data import BatchLoader
 from interkd.pipeline.training.ranks import Ranks
 
@@ -57,3 +59,19 @@ def plan_steps(
             )
         )
     return steps
+
+
+def with_batches_a_step(data: DataConfig, ranks: Ranks) -> DataConfig:
+    """The settings with a number where they left it to the number of processes.
+
+    Raises:
+        ConfigError: If the processes cannot share a step's batches evenly.
+    """
+    batches = data.batches_a_step or ranks.world_size
+    if batches % ranks.world_size:
+        raise ConfigError(
+            "data.batches_a_step",
+            expected=f"a multiple of the {ranks.world_size} processes",
+            got=batches,
+        )
+    return replace(data, batches_a_step=batches)

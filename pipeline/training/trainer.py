@@ -21,7 +21,7 @@ from interkd.pipeline.scoring.score import evaluate
 from interkd.pipeline.students.model import Student
 from interkd.pipeline.training.augmentation import spec_augment
 from interkd.pipeline.training.averaging import average_weights
-from interkd.pipeline.training.config import DataConfig, TrainConfig
+from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.data import BatchLoader
 from interkd.pipeline.training.inputs import open_store, parts_as_groups, read_corpus
 from interkd.pipeline.training.keeper import CheckpointKeeper
@@ -39,7 +39,7 @@ from interkd.pipeline.training.run_settings import (
     withdraw_run,
 )
 from interkd.pipeline.training.step import TrainingStep
-from interkd.pipeline.training.step_plan import plan_steps
+from interkd.pipeline.training.step_plan import plan_steps, with_batches_a_step
 
 LOG_EVERY = 20
 AVERAGE = "average"
@@ -86,7 +86,7 @@ class Trainer:
             # Heads that learn nothing would only cost time and memory.
             config = replace(config, student=replace(config.student, head_layers=()))
         self.ranks = Ranks.join()
-        config = replace(config, data=_with_batches_a_step(config.data, self.ranks))
+        config = replace(config, data=with_batches_a_step(config.data, self.ranks))
         self.config = config
         self.reporter = reporter if self.ranks.is_first else Reporter()
         self.device = self.ranks.device(config.device)
@@ -386,19 +386,3 @@ class Trainer:
         """Closes the log."""
         self.reporter.end()
         self.log.close()
-
-
-def _with_batches_a_step(data: DataConfig, ranks: Ranks) -> DataConfig:
-    """The settings with a number where they left it to the number of processes.
-
-    Raises:
-        ConfigError: If the processes cannot share a step's batches evenly.
-    """
-    batches = data.batches_a_step or ranks.world_size
-    if batches % ranks.world_size:
-        raise ConfigError(
-            "data.batches_a_step",
-            expected=f"a multiple of the {ranks.world_size} processes",
-            got=batches,
-        )
-    return replace(data, batches_a_step=batches)

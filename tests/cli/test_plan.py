@@ -16,7 +16,8 @@ from interkd.cli.main import main
 from interkd.cli.plan import plan_command
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.corpus.manifest import Utterance, read_manifest, write_manifest
-from interkd.pipeline.planning import Plan, PlanConfig, make_plan, read_run_speed
+from interkd.pipeline.planning import Plan, PlanConfig, make_plan
+from interkd.pipeline.run_speed import read_run_speed
 
 SPEEDS = ["--teacher-rtf", "3600", "--student-speed", "1800"]
 

@@ -229,7 +229,7 @@ def frame_losses(
                 massless = p_rest < 0.0
                 shift = finite_or_zero(peak)
                 top = shift
-                tail_score = -float("inf")
+                log_rest = -float("inf")
                 if TAIL == RENORMALISE:
                     top = tl.max(kept[3], 0)
                     for j in range(first + BLOCK_K, end, BLOCK_K):
@@ -250,13 +250,13 @@ def frame_losses(
                         )
                         shift = finite_or_zero(shift)
                     # A tail of no mass, unlike one of no number, has no logarithm.
-                    tail_score = shift + tl.log(total_rest)
-                    tail_score = tl.where(
-                        (total_rest == 0.0) | (rest == 0), -float("inf"), tail_score
-                    )
+                    log_rest = tl.log(total_rest)
+                    log_rest = tl.where((total_rest == 0.0) | (rest == 0), -float("inf"), log_rest)
                     if TAU:
                         # At a high temperature the tail's score may exceed every token's.
-                        top = tl.maximum(top, tail_score)
+                        top = tl.maximum(top, shift + log_rest)
+                # Of the scores themselves only differences: large ones have few digits left.
+                tail_below = (shift - top) + log_rest
                 q_total = total
                 if TAU or TAIL != BUCKET:
                     e = _exponentials(kept, top, inverse_tau)
@@ -265,7 +265,7 @@ def frame_losses(
                         e += _exponentials(more, top, inverse_tau)
                     q_total = tl.sum(e, 0)
                     if TAIL == BUCKET:
-                        q_total += tl.exp((tail_score - top) * inverse_tau)
+                        q_total += tl.exp(tail_below * inverse_tau)
                     if TAIL == UNIFORM:
                         q_total += soft_rest
                 log_total = tl.log(q_total)
@@ -284,7 +284,7 @@ def frame_losses(
                     weighted = tl.sum(weights, 0)
                 q_rest = 0.0
                 if TAIL == BUCKET:
-                    log_q_rest = (tail_score - top) * inverse_tau - log_total
+                    log_q_rest = tail_below * inverse_tau - log_total
                     q_rest = tl.exp(log_q_rest)
                     if SQUARED:
                         loss += (q_rest - p_rest) * (q_rest - p_rest)
@@ -333,7 +333,7 @@ def frame_losses(
                         if SQUARED:
                             slope = 2.0 * q_rest * (slope - weighted)
                         slope *= inverse_tau
-                        factor = tl.where(tail_score == -float("inf"), 0.0, slope / total_rest)
+                        factor = tl.where(log_rest == -float("inf"), 0.0, slope / total_rest)
                     if TAIL == UNIFORM:
                         factor = 1.0 / q_total
                     place = teacher_frames + row * 4

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,48 +20,102 @@ _ROOM = 1.25  # for the teacher's frames and entries, whose number varies within
 _MOST_GRAPHS = 200  # a store read part by part makes ever new shapes of what is left over
 
 
+class GraphStream:
+    """Where graphs are captured and replayed, one at a time, in one pool of memory.
+
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Work within comes after all that was asked for before, and before all after it."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            yield
+        current.wait_stream(self.stream)
+
+    def capture(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """The function as a graph; nothing runs yet."""
+        graph = torch.cuda.CUDAGraph()
+        # Threads that prepare batches pin memory meanwhile, which a global mode would forbid.
+        with torch.cuda.graph(
+            graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+        ):
+            result = function()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result.clone()  # the next replay writes there
+
+        return replay
+
+
+class GraphedCall:
+    """Runs a function as it is the first time, then as a graph.
+
+    Args:
+        function: Waits for nothing; what it reads and writes must stay where it is.
+        stream: Where to run it.
+    """
+
+    def __init__(self, function: Callable[[], Tensor], stream: GraphStream) -> None:
+        self.function = function
+        self.stream = stream
+        self.calls = 0
+        self.replay: Callable[[], Tensor] | None = None
+
+    def __call__(self) -> Tensor:
+        """The function's result, a tensor of its own."""
+        with self.stream.entered():
+            self.calls += 1
+            if self.calls == 1:
+                return self.function()
+            if self.replay is None:
+                self.replay = self.stream.capture(self.function)
+            return self.replay()
+
+
 class GraphedStep:
     """Runs a step as it is the first time that it meets a shape of batch, then as a graph.
 
     A step of a small student is thousands of short kernels: asking for them takes the host longer
     than the GPU needs to run them. A graph is asked for whole. The first, ordinary step of a shape
     compiles, allocates and makes the optimiser's state, none of which may happen in a capture.
-    All graphs share one pool of memory, as only one runs at a time.
 
     Args:
-        step: Forward, backward and update of a batch on the device, without waiting for it;
-            returns the figures to log. What it reads besides the batch must stay where it is.
-        device: The GPU.
+        step: Work on a batch on the device, without waiting for it; returns the figures to log.
+            What it reads and writes besides the batch must stay where it is.
+        stream: Where to run it.
     """
 
-    def __init__(self, step: Step, device: torch.device) -> None:
+    def __init__(self, step: Step, stream: GraphStream) -> None:
         self.step = step
-        self.device = device
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = stream
         self.met: set[Shape] = set()
         self.graphs: dict[Shape, _Graph] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
         """One step on a batch in pinned host memory; the figures, on the device."""
-        current = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            figures = self._run(batch)
-        current.wait_stream(self.stream)
-        return figures
+        with self.stream.entered():
+            return self._run(batch)
 
     def _run(self, batch: Batch) -> Tensor:
         shape = batch_shape(batch)
         if shape not in self.met:
             self.met.add(shape)
-            return self.step(with_room(batch).to(self.device))
+            return self.step(with_room(batch).to(self.stream.device))
         graph = self.graphs.get(shape)
         if graph is None and len(self.graphs) == _MOST_GRAPHS:
-            return self.step(with_room(batch).to(self.device))
+            return self.step(with_room(batch).to(self.stream.device))
         if graph is None or not graph.holds(batch):
-            graph = _Graph(self.step, batch, self.device)
-            graph.capture(self.pool, self.stream)
+            graph = _Graph(self.step, batch, self.stream)
             self.graphs[shape] = graph  # only now may another one go: the pool is never without
         return graph.replay(batch)
 
@@ -74,11 +128,9 @@ def batch_shape(batch: Batch) -> Shape:
 class _Graph:
     """One captured step and the batch that it reads."""
 
-    def __init__(self, step: Step, batch: Batch, device: torch.device) -> None:
-        self.step = step
-        self.graph = torch.cuda.CUDAGraph()
-        self.batch = with_room(batch).to(device)
-        self.figures: Tensor | None = None
+    def __init__(self, step: Step, batch: Batch, stream: GraphStream) -> None:
+        self.batch = held = with_room(batch).to(stream.device)
+        self.run = stream.capture(lambda: step(held))
 
     def holds(self, batch: Batch) -> bool:
         """Whether a batch's posteriors fit."""
@@ -92,25 +144,15 @@ class _Graph:
             )
         )
 
-    def capture(self, pool: Any, stream: torch.cuda.Stream) -> None:
-        """Records the step; nothing runs yet."""
-        # Threads that prepare batches pin memory meanwhile, which a global mode would forbid.
-        with torch.cuda.graph(
-            self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"
-        ):
-            self.figures = self.step(self.batch)
-
     def replay(self, batch: Batch) -> Tensor:
         """Runs the step on another batch of the shape."""
-        assert self.figures is not None
         for field in fields(batch):
             mine, other = getattr(self.batch, field.name), getattr(batch, field.name)
             if isinstance(mine, Tensor):
                 mine.copy_(other, non_blocking=True)
         if self.batch.teacher is not None and batch.teacher is not None:
             refill(self.batch.teacher, batch.teacher)
-        self.graph.replay()
-        return self.figures.clone()
+        return self.run()
 
 
 def with_room(batch: Batch) -> Batch:

@@ -105,7 +105,7 @@ class Objective:
         teacher: SparsePosteriors | None = None,
         compared_lengths: Tensor | None = None,
         *,
-        denominator: int | None = None,
+        denominator: Tensor | None = None,
     ) -> LossTerms:
         """The loss of a batch.
 
@@ -116,8 +116,8 @@ class Objective:
             teacher: Cached posteriors of the same utterances, on the device of the logits; may be
                 None when no head distils.
             compared_lengths: Frames on which student and teacher are compared, int64 `(B,)`.
-            denominator: What the sums are divided by, where the batch is a part of a step; None
-                takes the batch's own utterances, frames or tokens.
+            denominator: What the sums are divided by, where the batch is a part of a step, a scalar
+                above 0 on the device; None takes the batch's own utterances, frames or tokens.
         """
         fused = teacher if self.is_fused else None
         losses = ctc_distill_loss(
@@ -151,7 +151,7 @@ class Objective:
         scale = (
             self._scale(output.frame_lengths, target_lengths)
             if denominator is None
-            else 1.0 / max(1, denominator)
+            else 1.0 / denominator
         )
         # NaN is no missing alignment: it stays, for the loop to stop on.
         ctc = losses.ctc.masked_fill(losses.ctc.isposinf(), 0.0)

@@ -19,7 +19,7 @@ class StepPlan:
     Attributes:
         batches: Utterances of each batch that this process takes.
         places: Each batch's place among all of the step's: what its randomness depends on.
-        denominator: What the losses of ALL the step's batches are divided by.
+        denominator: What the losses of ALL the step's batches are divided by, at least 1.
     """
 
     batches: tuple[Sequence[int], ...]
@@ -55,7 +55,7 @@ def plan_steps(
             StepPlan(
                 batches=tuple(step[place] for place in places),
                 places=places,
-                denominator=sum(loader.size(batch, normalisation) for batch in step),
+                denominator=max(1, sum(loader.size(batch, normalisation) for batch in step)),
             )
         )
     return steps

@@ -280,6 +280,8 @@ class Trainer:
                 self.reporter.end()
                 return False
         self.reporter.end()
+        self._flush_log()  # waits for a GPU: what it has still to do belongs to the epoch
+        (position.seconds,) = self.ranks.largest(before + time.monotonic() - started)
         return True
 
     def _flush_log(self) -> str:

@@ -112,7 +112,7 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.parametrize("encoder", sorted(STUDENTS))
 @pytest.mark.parametrize("recipe", ["ctc", "inter-kd", "guided", "mass3-ntdk", "inter-kd-cr"])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("compiled", "batches_a_step"), [(False, 1), (True, 1), (False, 2)])
 def test_graphs_train_as_the_step_does(
     tone_corpus: Any,
     store: Path,
@@ -122,11 +122,12 @@ def test_graphs_train_as_the_step_does(
     encoder: str,
     recipe: str,
     compiled: bool,
+    batches_a_step: int,
 ) -> None:
     if device.type != "cuda":
         pytest.skip("CUDA graphs need --device cuda")
-    if compiled and recipe != "inter-kd":
-        pytest.skip("compiled once a student is enough")
+    if (compiled or batches_a_step > 1) and recipe != "inter-kd":
+        pytest.skip("once a student is enough")
     augment = SpecAugmentConfig(time_width=0, frequency_width=0) if recipe.endswith("cr") else None
     config = settings(
         tone_corpus,
@@ -138,13 +139,15 @@ def test_graphs_train_as_the_step_does(
         device=str(device),
         compile=compiled,
     )
+    config = replace(config, data=replace(config.data, batches_a_step=batches_a_step))
     trainer.train(config)
     monkeypatch.setattr(
-        step, "GraphedStep", lambda run, device: lambda batch: run(batch.to(device))
+        step, "GraphedStep", lambda run, stream: lambda batch: run(batch.to(stream.device))
     )
+    monkeypatch.setattr(step, "GraphedCall", lambda function, stream: function)
     trainer.train(replace(config, out=tmp_path / "steps", compile=False))
     graphs, steps = losses(tmp_path / "graphs"), losses(tmp_path / "steps")
-    assert len(graphs) == len(steps) >= 20
+    assert len(graphs) == len(steps) >= 10
     torch.testing.assert_close(torch.tensor(graphs), torch.tensor(steps), rtol=2e-2, atol=0)
 
 

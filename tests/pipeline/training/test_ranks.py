@@ -146,6 +146,20 @@ def test_two_processes_make_the_steps_of_one(
     assert "dev WER % layer1" not in together.outputs[1].read_text()  # one speaks for all
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_two_gpus_make_the_steps_of_one(
+    tone_corpus: Any, tmp_path: Path, device: torch.device, cuda_graphs: bool
+) -> None:
+    if device.type != "cuda" or torch.cuda.device_count() < 2:
+        pytest.skip("needs --device cuda and two GPUs")
+    config = settings(tone_corpus, tmp_path / "one", device="cuda", cuda_graphs=cuda_graphs)
+    train(config)
+    together = Together(replace(config, out=tmp_path / "two"), 2)
+    assert together.wait() == [0, 0], together.text()
+    one, two = torch.tensor(losses(config.out)), torch.tensor(losses(tmp_path / "two"))
+    torch.testing.assert_close(two, one, rtol=2e-2, atol=0)  # sums of floats in another order
+
+
 def test_one_stop_signal_stops_all_and_one_process_goes_on(
     tone_corpus: Any, tmp_path: Path, alone: Path
 ) -> None:

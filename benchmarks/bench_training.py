@@ -1,7 +1,7 @@
 """A training step on a GPU: how long, where it goes, and how much of it the GPU is busy.
 
 Students of the experiment (benchmarks/inter_kd), one batch of equal utterances of 12 s, the
-`inter-kd` objective, gradient clipping and AdamW. Variants: `eager`; `compiled` layers;
+recipes asked for, gradient clipping and AdamW. Variants: `eager`; `compiled` layers;
 `library`, cuDNN's depthwise convolution instead of the kernel; `graph`, replayed as a CUDA graph.
 """
 
@@ -11,6 +11,8 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,11 @@ from interkd.pipeline.students.model import Student, StudentOutput
 from interkd.pipeline.training.config import OptimiserConfig
 from interkd.pipeline.training.objective import Objective
 from interkd.pipeline.training.optimisers import make_optimiser, set_learning_rate
-from interkd.pipeline.training.recipes import ObjectiveConfig
+from interkd.pipeline.training.recipes import (
+    RECIPES,
+    ObjectiveConfig,
+    uses_intermediate_heads,
+)
 
 STUDENTS = {
     "jasper-mini": StudentConfig(encoder="jasper-mini", features=FeatureConfig(mels=64)),
@@ -39,7 +45,12 @@ def make_step(
 ) -> Callable[[], None]:
     """One step of a fresh student on one batch."""
     torch.manual_seed(0)
-    student = Student(STUDENTS[name], VOCAB).to(device)
+    settings = STUDENTS[name]
+    if RECIPES[recipe].self_conditioned:
+        settings = replace(settings, self_conditioned=True)
+    elif not uses_intermediate_heads(ObjectiveConfig(recipe=recipe)):
+        settings = replace(settings, head_layers=())  # as the trainer does
+    student = Student(settings, VOCAB).to(device)
     batch, samples = int(audio_seconds / seconds), int(16000 * seconds)
     waveforms = 0.1 * torch.randn(batch, samples, device=device)
     sample_lengths = torch.full((batch,), samples, device=device)
@@ -127,7 +138,7 @@ def main() -> None:
     parser.add_argument("--students", default="jasper-mini,conformer")
     parser.add_argument("--audio-seconds", default="320,768")
     parser.add_argument("--seconds", type=float, default=12.0)
-    parser.add_argument("--recipe", default="inter-kd")
+    parser.add_argument("--recipes", default="inter-kd")
     parser.add_argument(
         "--variants", default="eager-library,eager,eager-graph,compiled,compiled-graph"
     )
@@ -139,51 +150,54 @@ def main() -> None:
     device = torch.device("cuda")
     own_depthwise = convolution.has_fast_depthwise
     records = []
-    for name in options.students.split(","):
-        for audio_seconds in map(float, options.audio_seconds.split(",")):
-            for variant in options.variants.split(","):
-                library = "library" in variant
-                convolution.has_fast_depthwise = (lambda _: False) if library else own_depthwise
-                torch._dynamo.reset()
-                compiled = variant.startswith("compiled")
-                started = time.perf_counter()
-                step = make_step(
-                    name, audio_seconds, options.seconds, options.recipe, compiled, device
-                )
-                torch.cuda.reset_peak_memory_stats()
-                step()
-                torch.cuda.synchronize()
-                first = time.perf_counter() - started
-                if "graph" in variant:
-                    step = as_graph(step)
-                wall, host = clock(step, options.steps)
-                trace = None
-                if options.traces is not None:
-                    options.traces.mkdir(parents=True, exist_ok=True)
-                    trace = options.traces / f"{name}-{audio_seconds:g}s-{variant}.json.gz"
-                busy, kernels = busiest(step, 5, trace)
-                peak = torch.cuda.max_memory_allocated() / 2**30
-                print(
-                    f"{name} {audio_seconds:g} s {variant}: {wall:.2f} ms a step "
-                    f"({audio_seconds / wall * 1e3:,.0f} s of audio a second), host {host:.2f}, "
-                    f"device {busy:.2f}, peak {peak:.1f} GiB, first step {first:.1f} s",
-                    flush=True,
-                )
-                for key, ms, count in kernels[: options.kernels]:
-                    print(f"  {ms:7.3f} ms {count:4d}x  {key}", flush=True)
-                records.append(
-                    {
-                        "student": name,
-                        "audio_seconds": audio_seconds,
-                        "variant": variant,
-                        "ms": wall,
-                        "host_ms": host,
-                        "device_ms": busy,
-                        "peak_gib": peak,
-                        "first_step_seconds": first,
-                        "kernels": kernels,
-                    }
-                )
+    runs = product(
+        options.students.split(","),
+        options.recipes.split(","),
+        map(float, options.audio_seconds.split(",")),
+        options.variants.split(","),
+    )
+    for name, recipe, audio_seconds, variant in runs:
+        library = "library" in variant
+        convolution.has_fast_depthwise = (lambda _: False) if library else own_depthwise
+        torch._dynamo.reset()
+        compiled = variant.startswith("compiled")
+        started = time.perf_counter()
+        step = make_step(name, audio_seconds, options.seconds, recipe, compiled, device)
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        first = time.perf_counter() - started
+        if "graph" in variant:
+            step = as_graph(step)
+        wall, host = clock(step, options.steps)
+        trace = None
+        if options.traces is not None:
+            options.traces.mkdir(parents=True, exist_ok=True)
+            trace = options.traces / f"{name}-{recipe}-{audio_seconds:g}s-{variant}.json.gz"
+        busy, kernels = busiest(step, 5, trace)
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        print(
+            f"{name} {recipe} {audio_seconds:g} s {variant}: {wall:.2f} ms a step "
+            f"({audio_seconds / wall * 1e3:,.0f} s of audio a second), host {host:.2f}, "
+            f"device {busy:.2f}, peak {peak:.1f} GiB, first step {first:.1f} s",
+            flush=True,
+        )
+        for key, ms, count in kernels[: options.kernels]:
+            print(f"  {ms:7.3f} ms {count:4d}x  {key}", flush=True)
+        records.append(
+            {
+                "student": name,
+                "recipe": recipe,
+                "audio_seconds": audio_seconds,
+                "variant": variant,
+                "ms": wall,
+                "host_ms": host,
+                "device_ms": busy,
+                "peak_gib": peak,
+                "first_step_seconds": first,
+                "kernels": kernels,
+            }
+        )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     result = {**describe(device), "seconds": options.seconds, "runs": records}
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

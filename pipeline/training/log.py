@@ -31,6 +31,7 @@ class RunLog:
         self, run: Path | None, head_names: Sequence[str], *, step: int, epochs: int
     ) -> None:
         self.head_names = head_names
+        self.recent = _Means(head_names)
         self.pending: list[tuple[dict[str, Any], Tensor]] = []
         self.file: TextIO | None = None
         self.board: SummaryWriter | None = None
@@ -48,6 +49,10 @@ class RunLog:
                     continue
                 if row["step"] <= step and row.get("epochs_done", 0) <= epochs:
                     kept.append(line)
+                    if "epochs_done" in row:
+                        self.recent = _Means(self.head_names)
+                    else:
+                        self.recent.add(row)
         write_text(self.path, "".join(line + "\n" for line in kept))
         self.file = self.path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
@@ -77,6 +82,7 @@ class RunLog:
                 "ctc": dict(zip(self.head_names, terms[:heads], strict=True)),
                 "distill": dict(zip(self.head_names, terms[heads:], strict=True)),
             }
+            self.recent.add(figures)
             file.write(json.dumps({**row, **figures}) + "\n")
             board.add_scalar("train/loss", loss, row["step"])
             board.add_scalar("train/learning_rate", row["learning_rate"], row["step"])
@@ -84,10 +90,15 @@ class RunLog:
         file.flush()
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Writes an epoch's results."""
+        """Writes an epoch's results, and of the steps since the last ones the mean losses a head.
+
+        A CTC loss that sinks on while dev does not says that the student learns by heart.
+        """
         self.flush()
         if self.file is None or self.board is None:
             return
+        row = {**row, **self.recent.figures()}
+        self.recent = _Means(self.head_names)
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         for head, wer in row.get("dev_wer", {}).items():
@@ -99,3 +110,28 @@ class RunLog:
         if self.file is not None and self.board is not None:
             self.file.close()
             self.board.close()
+
+
+class _Means:
+    """Mean losses a head of the steps since the last epoch's row."""
+
+    def __init__(self, head_names: Sequence[str]) -> None:
+        self.head_names = head_names
+        self.steps = 0
+        self.sums = {term: dict.fromkeys(head_names, 0.0) for term in ("ctc", "distill")}
+
+    def add(self, figures: dict[str, Any]) -> None:
+        """Counts a step."""
+        self.steps += 1
+        for term, sums in self.sums.items():
+            for head in self.head_names:
+                sums[head] += figures[term][head]
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """The means; nothing where there was no step."""
+        if not self.steps:
+            return {}
+        return {
+            f"train_{term}": {head: round(value / self.steps, 4) for head, value in heads.items()}
+            for term, heads in self.sums.items()
+        }

@@ -86,6 +86,8 @@ def test_training_lowers_loss_and_error_rate(tone_corpus: Any, tmp_path: Path) -
     assert steps[-1]["loss"] < 0.5 * steps[0]["loss"]
     assert set(epochs[-1]["dev_wer"]) == {"layer1", "final"}
     assert epochs[-1]["dev_cer"]["final"] < 60
+    late = [row["ctc"]["final"] for row in steps[len(steps) // 2 :]]
+    assert epochs[-1]["train_ctc"]["final"] == pytest.approx(sum(late) / len(late), abs=1e-3)
     assert result.best_wer == min(row["dev_wer"]["final"] for row in epochs)
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert (tmp_path / "run" / best["checkpoint"] / "student.json").exists()

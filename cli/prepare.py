@@ -10,6 +10,7 @@ from rich.table import Table
 
 from interkd.cli.cluster_options import cluster_options, cluster_settings
 from interkd.cli.reporter import TerminalReporter
+from interkd.kernels.errors import ConfigError
 from interkd.pipeline.corpus.prepare import (
     REJECTED_FILE,
     BadRowsError,
@@ -48,6 +49,12 @@ _SHOWN = 10
     help="The student's frame shift, to find utterances too short for their text.",
 )
 @click.option(
+    "--speeds",
+    default="1",
+    show_default=True,
+    help="Speeds at which the manifest has each utterance, pitch and all, such as 0.9,1,1.1.",
+)
+@click.option(
     "--case",
     type=click.Choice(["none", "upper", "lower"]),
     default="none",
@@ -66,6 +73,7 @@ def prepare_command(
     vocab_size: int | None,
     sample_rate: int,
     frame_shift_ms: float,
+    speeds: str,
     case: str,
     skip_bad: bool,
     cluster: str,
@@ -80,6 +88,7 @@ def prepare_command(
     \b
       interkd prepare train.jsonl --out data/train --train bpe --vocab-size 256
       interkd prepare dev.jsonl --out data/dev --tokens data/train
+      interkd prepare train.jsonl --out data/train --tokens teacher --speeds 0.9,1,1.1
     """  # noqa: D301 (click reads the \\b)
     if (tokens is None) == (train is None):
         raise click.UsageError("give either --tokens PATH or --train KIND")
@@ -91,6 +100,7 @@ def prepare_command(
         vocab_size=vocab_size,
         sample_rate=sample_rate,
         frame_shift_ms=frame_shift_ms,
+        speeds=_numbers(speeds),
         case=case,
         skip_bad=skip_bad,
         cluster=cluster_settings(cluster, workers, profile),
@@ -122,6 +132,7 @@ def _print_summary(summary: PrepareSummary, out: Path) -> None:
         ("characters", f"{characters} ({len(characters)})"),
         ("vocabulary", f"{summary.vocab_size:,} tokens with the blank"),
         ("too short for CTC", f"{summary.too_short_for_ctc:,}"),
+        *_speed_rows(summary),
         ("rejected", _format_rejected(summary, out)),
     ):
         table.add_row(name, value)
@@ -129,8 +140,26 @@ def _print_summary(summary: PrepareSummary, out: Path) -> None:
     click.echo(f"manifest: {out / 'manifest.jsonl'}")
 
 
+def _speed_rows(summary: PrepareSummary) -> list[tuple[str, str]]:
+    if summary.too_short_at_speed is None:
+        return []
+    counts = ", ".join(
+        f"{count:,} at {speed}" for speed, count in summary.too_short_at_speed.items()
+    )
+    return [("too short at speed", f"{counts} (copies left out)")]
+
+
 def _format_rejected(summary: PrepareSummary, out: Path) -> str:
     if not summary.rejected:
         return "0"
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary.rejected.items())
     return f"{sum(summary.rejected.values()):,} ({kinds}), listed in {out / REJECTED_FILE}"
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(",") if text.strip())
+    except ValueError:
+        raise ConfigError(
+            "--speeds", expected="numbers joined by commas, such as 0.9,1,1.1", got=repr(text)
+        ) from None

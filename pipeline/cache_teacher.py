@@ -344,6 +344,6 @@ def _plan(manifest: Manifest, part_minutes: float) -> PartPlan:
     ids = tuple(u.utt_id for u in utterances)
     return PartPlan(
         utt_ids=ids,
-        audio_hashes=tuple(u.audio_hash for u in utterances),
+        audio_hashes=tuple(u.audio_identity for u in utterances),
         parts=tuple(plan_parts(ids, [u.duration for u in utterances], 60 * part_minutes)),
     )

@@ -171,7 +171,7 @@ class PartWriter:
             encoded.append(
                 EncodedUtterance(
                     utt_id=utterance.utt_id,
-                    audio_hash=utterance.audio_hash,
+                    audio_hash=utterance.audio_identity,
                     blank=blank_codes,
                     tokens=kept_tokens,
                     fractions=codes,

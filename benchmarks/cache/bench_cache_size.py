@@ -191,7 +191,7 @@ def main() -> None:
     seconds = [u.duration for u in utterances]
     frame_ms = 10 * round(100 * sum(seconds) / frames)
 
-    ids, hashes = zip(*((u.utt_id, u.audio_hash) for u in utterances), strict=True)
+    ids, hashes = zip(*((u.utt_id, u.audio_identity) for u in utterances), strict=True)
     plan = PartPlan(utt_ids=ids, audio_hashes=hashes, parts=tuple(plan_parts(ids, seconds)))
     starts = np.cumsum(lengths) - lengths
     jobs = [

@@ -70,7 +70,7 @@ def store_on_disk(
                 encoded.append(
                     EncodedUtterance(
                         utt_id=utterances[position].utt_id,
-                        audio_hash=utterances[position].audio_hash,
+                        audio_hash=utterances[position].audio_identity,
                         blank=blank[t0:t1],
                         tokens=token[e0:e1],
                         fractions=fraction[e0:e1],

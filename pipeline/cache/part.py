@@ -30,7 +30,7 @@ class EncodedUtterance:
 
     Attributes:
         utt_id: Utterance id.
-        audio_hash: Hash of the decoded samples, 32 hexadecimal digits.
+        audio_hash: Identity of the audio (`Utterance.audio_identity`), 32 hexadecimal digits.
         blank: Code of each frame's blank with its continuation bit, `(T,)`.
         tokens: Token of each entry, any integer dtype, `(E,)`.
         fractions: Code of each entry's fraction with its continuation bit, `(E,)`.

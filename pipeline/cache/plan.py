@@ -55,7 +55,7 @@ class PartPlan:
 
     Attributes:
         utt_ids: Every utterance id, in manifest order.
-        audio_hashes: Hash of each utterance's decoded samples, 32 hexadecimal digits.
+        audio_hashes: Identity of each utterance's audio, 32 hexadecimal digits.
         parts: Positions of each part's utterances, as `plan_parts` returns them.
 
     Raises:

@@ -36,8 +36,8 @@ class CorpusUtterance(Protocol):
         ...
 
     @property
-    def audio_hash(self) -> str:
-        """Hash of the decoded samples, 32 hexadecimal digits."""
+    def audio_identity(self) -> str:
+        """Hash of the decoded samples and of their speed, 32 hexadecimal digits."""
         ...
 
 
@@ -136,7 +136,7 @@ class TeacherStore:
         return last - first
 
     def audio_hash(self, utt_id: str) -> str:
-        """Hash of the decoded samples that the teacher heard, 32 hexadecimal digits."""
+        """Identity of the audio that the teacher heard, 32 hexadecimal digits."""
         audio_hash: bytes = self.index.audio_hashes[self._position(utt_id)].tobytes()
         return audio_hash.hex()
 
@@ -154,12 +154,12 @@ class TeacherStore:
             position = self._positions.get(utterance.utt_id)
             if position is None:
                 missing.append(utterance)
-            elif known[position] != utterance.audio_hash:
+            elif known[position] != utterance.audio_identity:
                 changed.append(utterance)
         if missing:
             first = missing[0]
-            if first.audio_hash in known:
-                twin = self.utterance_ids[known.index(first.audio_hash)]
+            if first.audio_identity in known:
+                twin = self.utterance_ids[known.index(first.audio_identity)]
                 got = f"its audio under the id '{twin}'"
                 remedy = "give the manifest the ids that the cache was made with"
             else:
@@ -176,7 +176,7 @@ class TeacherStore:
                 f"{self.path} was made of other audio for {len(changed)} utterances of the "
                 f"manifest, the first '{first.utt_id}'",
                 expected=f"audio hash {self.audio_hash(first.utt_id)}",
-                got=first.audio_hash,
+                got=first.audio_identity,
                 remedy="cache the teacher for this audio, or train on the audio it heard",
             )
 

@@ -163,27 +163,28 @@ def resampled_length(samples: int, source_rate: int, sample_rate: int) -> int:
     return -(-samples * sample_rate // source_rate)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)  # a few rates at a few speeds; a filter has at most 128 MiB (`speeds`)
 def _resampler(source_rate: int, sample_rate: int) -> Any:
     return torchaudio.transforms.Resample(source_rate, sample_rate)
 
 
 def _at_manifest_rate(samples: Samples, utterance: Utterance) -> npt.NDArray[np.float32]:
-    waveform = samples.astype(np.float32) / np.float32(32768.0)
-    if utterance.source_rate != utterance.sample_rate:
-        resample = _resampler(utterance.source_rate, utterance.sample_rate)
-        resampled: npt.NDArray[np.float32] = resample(torch.from_numpy(waveform)).numpy()
-        # torchaudio rounds its length in float32: a sample too few or too many in long files.
-        waveform = resampled[: utterance.samples]
-        waveform = np.pad(waveform, (0, max(0, utterance.samples - len(waveform))))
-    if len(waveform) != utterance.samples:
+    length = resampled_length(len(samples), utterance.heard_rate, utterance.sample_rate)
+    if length != utterance.samples:
         raise CorpusError(
             f"utterance '{utterance.utt_id}': samples in the manifest",
-            expected=len(waveform),
+            expected=length,
             got=utterance.samples,
             remedy="run 'interkd prepare' again",
         )
-    return waveform
+    waveform = samples.astype(np.float32) / np.float32(32768.0)
+    if utterance.heard_rate == utterance.sample_rate:
+        return waveform
+    resample = _resampler(utterance.heard_rate, utterance.sample_rate)
+    resampled: npt.NDArray[np.float32] = resample(torch.from_numpy(waveform)).numpy()
+    # torchaudio rounds its length in float32: a sample too few or too many in long files.
+    waveform = resampled[:length]
+    return np.pad(waveform, (0, length - len(waveform)))
 
 
 def _decode_utterance(utterance: Utterance, *, verify: bool) -> Samples:
@@ -207,7 +208,7 @@ def _decode_utterance(utterance: Utterance, *, verify: bool) -> Samples:
 
 
 def read_samples(utterance: Utterance, *, verify: bool = True) -> npt.NDArray[np.float32]:
-    """The waveform of an utterance at the manifest's sample rate.
+    """The waveform of an utterance at the manifest's sample rate and the utterance's speed.
 
     Args:
         utterance: Row of a manifest.
@@ -223,7 +224,9 @@ def read_samples(utterance: Utterance, *, verify: bool = True) -> npt.NDArray[np
 
 
 def read_int16(utterance: Utterance) -> Samples:
-    """An utterance's 16-bit samples at the file's own rate, checked against the manifest.
+    """An utterance's 16-bit samples as they stand in the file, checked against the manifest.
+
+    At the file's own rate and at speed 1.
 
     Raises:
         CorpusError: As `read_samples`.
@@ -234,9 +237,9 @@ def read_int16(utterance: Utterance) -> Samples:
 class AudioCache:
     """Decoded audio kept in host memory, so that only the first epoch pays for decoding.
 
-    Holds 16-bit samples at the files' rates, filled until the budget is spent. Nothing is evicted:
-    every epoch visits every utterance once, where a least-recently-used cache smaller than the
-    corpus would never hit. Safe to use from several threads.
+    Holds 16-bit samples at the files' rates, one copy for all speeds, until the budget is spent.
+    Nothing is evicted: every epoch visits every utterance, where a least-recently-used cache
+    smaller than the corpus would never hit. Safe to use from several threads.
 
     Args:
         budget_bytes: Most bytes of samples to hold; 0 holds none.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from interkd.kernels.errors import CorpusError, TokenError
 from interkd.pipeline.corpus.audio import count_samples, decode, hash_samples, resampled_length
 from interkd.pipeline.corpus.manifest import Utterance
 from interkd.pipeline.corpus.sources import BadRow, SourceRow
+from interkd.pipeline.corpus.speeds import at_speed
 from interkd.pipeline.corpus.tokens import Tokenizer
 from interkd.pipeline.frames import FrameFormula
 
@@ -20,21 +21,27 @@ def check_audio(
     row: SourceRow,
     *,
     sample_rate: int,
+    speeds: Sequence[float],
     case: str,
     tolerance_seconds: float,
     tolerance_ratio: float,
-) -> Utterance | BadRow:
-    """Decodes and hashes a row's audio and holds it against the row.
+) -> tuple[Utterance, ...] | BadRow:
+    """Decodes and hashes a row's audio, once, and holds it against the row.
 
     Args:
         row: A row of the sources.
         sample_rate: Rate of the manifest, in Hz.
+        speeds: Speeds at which the manifest is to have the row.
         case: A key of `CASES`, what becomes of the transcript's letters.
         tolerance_seconds: Difference from the claimed duration that passes ...
         tolerance_ratio: ... or this share of it, whichever is more.
 
     Returns:
-        The row of the manifest, or what is wrong: the audio, its duration, an empty transcript.
+        The rows of the manifest, one a speed, or what is wrong: the audio, its duration, an empty
+        transcript.
+
+    Raises:
+        CorpusError: For a speed that does not go with the file's rate (`at_speed`).
     """
     text = " ".join(CASES[case](row.text).split())
     if not text:
@@ -58,7 +65,7 @@ def check_audio(
             f"utterance '{row.utt_id}': {row.audio_path} has {seconds:.3f} s, "
             f"the row claims {row.duration_seconds:.3f} s",
         )
-    return Utterance(
+    original = Utterance(
         utt_id=row.utt_id,
         audio_path=row.audio_path,
         samples=resampled_length(len(segment.samples), segment.rate, sample_rate),
@@ -71,6 +78,7 @@ def check_audio(
         source_samples=None if segment.is_whole else len(segment.samples),
         channel=row.channel,
     )
+    return tuple(at_speed(original, speed, source_samples=len(segment.samples)) for speed in speeds)
 
 
 def count_tokens(

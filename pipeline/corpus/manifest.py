@@ -12,13 +12,18 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from interkd.kernels.errors import CorpusError
 from interkd.pipeline.config import nearest
 from interkd.pipeline.files import write_text
+
+SLOWEST, FASTEST = 0.5, 2.0  # speeds at which speech is still speech
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,7 @@ class Utterance:
     Attributes:
         utt_id: Unique within the manifest.
         audio_path: Absolute path of the audio file.
-        samples: Samples at `sample_rate`, after resampling.
+        samples: Samples at `sample_rate`, after resampling, at the utterance's speed.
         sample_rate: The manifest's rate, in Hz, at which models hear the utterance.
         text: Transcript, words separated by single spaces.
         speaker: Who speaks, where known.
@@ -37,6 +42,7 @@ class Utterance:
         offset_seconds: Where the utterance begins in the file.
         source_samples: Samples at `source_rate`; None reads to the end of the file.
         channel: The channel to hear, from 0; None for a file with one channel.
+        speed: How fast the file is played, pitch and all; 1 as it was recorded.
     """
 
     utt_id: str
@@ -50,11 +56,32 @@ class Utterance:
     offset_seconds: float = 0.0
     source_samples: int | None = None
     channel: int | None = None
+    speed: float = 1.0
 
     @property
     def duration(self) -> float:
         """Length in seconds."""
         return self.samples / self.sample_rate
+
+    @property
+    def heard_rate(self) -> int:
+        """Rate at which the file's samples are heard, in Hz: `source_rate * speed`."""
+        return round(self.source_rate * self.speed)
+
+    @property
+    def audio_identity(self) -> str:
+        """What a model hears, as 32 hexadecimal digits.
+
+        The `audio_hash`; at another speed than 1 the xxh3-128 of it and of the `heard_rate`.
+        """
+        if self.speed == 1:
+            return self.audio_hash
+        return xxhash.xxh3_128_hexdigest(f"{self.audio_hash} at {self.heard_rate} Hz".encode())
+
+
+def is_whole_rate(source_rate: int, speed: float) -> bool:
+    """Whether `source_rate * speed` is a whole number of Hz, the speed read as its decimals."""
+    return (source_rate * Fraction(str(speed))).denominator == 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +108,10 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the utterance ids and audio hashes in order, hexadecimal."""
+        """SHA-256 of the utterance ids and audio identities in order, hexadecimal."""
         state = hashlib.sha256()
         for utterance in self.utterances:
-            state.update(json.dumps([utterance.utt_id, utterance.audio_hash]).encode())
+            state.update(json.dumps([utterance.utt_id, utterance.audio_identity]).encode())
         return state.hexdigest()
 
 
@@ -100,6 +127,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "offset_seconds": (int, float),
     "source_samples": (int, type(None)),
     "channel": (int, type(None)),
+    "speed": (int, float),
 }
 _DEFAULTS = {
     field.name: field.default
@@ -172,7 +200,23 @@ def _parse_row(line: str, *, folder: Path, where: str) -> Utterance:
     row["offset_seconds"] = offset = float(row.get("offset_seconds", 0.0))
     if not 0 <= offset < float("inf"):
         raise CorpusError(f"{where}: field 'offset_seconds'", expected="at least 0", got=offset)
+    row["speed"] = _parse_speed(row, where)
     return Utterance(**row)
+
+
+def _parse_speed(row: dict[str, Any], where: str) -> float:
+    speed, source_rate = row.get("speed", 1.0), row["source_rate"]
+    if not SLOWEST <= speed <= FASTEST:  # NaN as well
+        raise CorpusError(
+            f"{where}: field 'speed'", expected=f"{SLOWEST:g} to {FASTEST:g}", got=speed
+        )
+    if speed != 1 and not is_whole_rate(source_rate, speed):
+        raise CorpusError(
+            f"{where}: field 'speed'",
+            expected=f"one that makes whole Hz of {source_rate}",
+            got=speed,
+        )
+    return float(speed)
 
 
 def write_manifest(

@@ -24,6 +24,7 @@ from interkd.pipeline.config import one_of
 from interkd.pipeline.corpus.checks import CASES, TOO_SHORT, check_audio, count_tokens
 from interkd.pipeline.corpus.manifest import Manifest, Utterance, write_manifest
 from interkd.pipeline.corpus.sources import BadRow, SourceRow, read_sources
+from interkd.pipeline.corpus.speeds import check_speeds, in_order, refuse_taken_ids
 from interkd.pipeline.corpus.tokens import MODEL_FILE, TOKENS_FILE, Tokenizer
 from interkd.pipeline.files import temporary_name, write_json, write_text
 from interkd.pipeline.progress import Reporter
@@ -35,6 +36,7 @@ REJECTED_FILE = "rejected.jsonl"
 LONG_WORK = 10_000  # rows; fewer are checked in the seconds that processes need to start
 _ROWS_A_TASK = 16
 _TRAINABLE = ("characters", "bpe", "unigram")
+_Checked = tuple[Utterance, ...] | BadRow  # a row's copies, one a speed, or what is wrong with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ class PrepareConfig:
         vocab_size: V of a trained `bpe` or `unigram`, with the blank.
         sample_rate: Rate at which models hear the corpus, in Hz.
         frame_shift_ms: The student's frame shift, for the check that CTC can align.
+        speeds: Speeds at which the manifest has each utterance; 1 need not be among them.
         case: `none`, `upper` or `lower`: what becomes of the transcripts' letters.
         skip_bad: Whether bad rows are left out; otherwise any of them fails the whole.
         cluster: Where rows are decoded and checked.
@@ -63,6 +66,7 @@ class PrepareConfig:
     vocab_size: int | None = None
     sample_rate: int = 16000
     frame_shift_ms: float = 40.0
+    speeds: tuple[float, ...] = (1.0,)
     case: str = "none"
     skip_bad: bool = False
     cluster: ClusterSettings = IN_PROCESS
@@ -72,7 +76,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSummary:
-    """What a prepared corpus holds; `summary.json` has these fields.
+    """What a prepared corpus holds; `summary.json` has these fields, but for those that are None.
 
     Attributes:
         utterances: How many are in the manifest.
@@ -89,6 +93,8 @@ class PrepareSummary:
         vocab_size: V, with the blank.
         tokenizer_digest: `Tokenizer.digest`.
         manifest_digest: `Manifest.digest`.
+        too_short_at_speed: Copies left out because CTC cannot align them at their speed, by speed
+            as text; None if there is no speed but 1.
     """
 
     utterances: int
@@ -105,6 +111,7 @@ class PrepareSummary:
     vocab_size: int
     tokenizer_digest: str
     manifest_digest: str
+    too_short_at_speed: dict[str, int] | None = None
 
 
 class BadRowsError(CorpusError):
@@ -132,40 +139,49 @@ def prepare(config: PrepareConfig, *, reporter: Reporter | None = None) -> Prepa
     Raises:
         ConfigError: For settings that do not go together.
         BadRowsError: If there are bad rows and `skip_bad` is off.
-        CorpusError: If the sources cannot be read, or no row is usable.
+        CorpusError: If the sources cannot be read, no row is usable, or the speeds do not go with
+            the corpus: its ids or its files' rates.
         TokenError: If the tokenizer cannot be read or trained.
     """
     _check(config)
     tokenizer = None if config.tokens is None else Tokenizer.load(config.tokens)
     rows, bad = read_sources(config.sources)
+    refuse_taken_ids(rows, config.speeds)
+    total = len(rows) + len(bad)
     checked = _check_rows(rows, config, reporter or Reporter())
     bad += [result for result in checked if isinstance(result, BadRow)]
     sound = [
         (row, result)
         for row, result in zip(rows, checked, strict=True)
-        if isinstance(result, Utterance)
+        if not isinstance(result, BadRow)
     ]
     if tokenizer is None and sound:
-        tokenizer = _train(config, [utterance.text for _, utterance in sound])
-    utterances, token_counts = [], []
-    for row, utterance in sound:
-        result = count_tokens(
-            row, utterance, cast(Tokenizer, tokenizer), frame_shift_ms=config.frame_shift_ms
-        )
-        if isinstance(result, int):
-            utterances.append(utterance)
-            token_counts.append(result)
-        else:
-            bad.append(result)
+        tokenizer = _train(config, [copies[0].text for _, copies in sound])
+    utterances: list[Utterance] = []
+    token_counts: list[int] = []
+    too_short_at = {str(speed): 0 for speed in in_order(config.speeds) if speed != 1}
+    for row, copies in sound:
+        for copy in copies:
+            result = count_tokens(
+                row, copy, cast(Tokenizer, tokenizer), frame_shift_ms=config.frame_shift_ms
+            )
+            if isinstance(result, int):
+                utterances.append(copy)
+                token_counts.append(result)
+            elif copy is copies[0]:  # at speed 1, else at the slowest: the row itself is bad
+                bad.append(result)
+                break
+            else:
+                too_short_at[str(copy.speed)] += 1
 
     bad.sort(key=lambda row: int(row.where.rpartition(":")[2]))
     if bad and not config.skip_bad:
-        raise BadRowsError(bad, total=len(utterances) + len(bad))
+        raise BadRowsError(bad, total=total)
     if not utterances or tokenizer is None:
         raise CorpusError(
             f"{config.sources} has no usable row", got=f"first {bad[0].where}: {bad[0].reason}"
         )
-    summary = _summarise(utterances, token_counts, tokenizer, bad, config)
+    summary = _summarise(utterances, token_counts, tokenizer, bad, too_short_at, config)
     _write(config.out, utterances, tokenizer, summary, bad if config.skip_bad else [])
     return summary
 
@@ -181,14 +197,16 @@ def _check(config: PrepareConfig) -> None:
     for name in ("sample_rate", "frame_shift_ms"):
         if (value := getattr(config, name)) <= 0:
             raise ConfigError(name, expected="above 0", got=value)
+    check_speeds(config, config.speeds)
 
 
 def _check_rows(
     rows: Sequence[SourceRow], config: PrepareConfig, reporter: Reporter
-) -> list[Utterance | BadRow]:
+) -> list[_Checked]:
     check = partial(
         check_audio,
         sample_rate=config.sample_rate,
+        speeds=in_order(config.speeds),
         case=config.case,
         tolerance_seconds=config.tolerance_seconds,
         tolerance_ratio=config.tolerance_ratio,
@@ -196,7 +214,7 @@ def _check_rows(
     cluster = config.cluster.decided(is_long=len(rows) >= LONG_WORK)
     size = 1 if cluster.kind == "none" else _ROWS_A_TASK
     tasks = [rows[first : first + size] for first in range(0, len(rows), size)]
-    results: dict[int, list[Utterance | BadRow]] = {}
+    results: dict[int, list[_Checked]] = {}
     reporter.begin("checking audio", len(rows))
     try:
         with open_workers(cluster, reporter.message, tasks=len(tasks)) as workers:
@@ -209,8 +227,8 @@ def _check_rows(
 
 
 def _check_each(
-    check: Callable[[SourceRow], Utterance | BadRow], rows: Sequence[SourceRow]
-) -> list[Utterance | BadRow]:
+    check: Callable[[SourceRow], _Checked], rows: Sequence[SourceRow]
+) -> list[_Checked]:
     return [check(row) for row in rows]
 
 
@@ -229,6 +247,7 @@ def _summarise(
     token_counts: Sequence[int],
     tokenizer: Tokenizer,
     bad: Sequence[BadRow],
+    too_short_at: dict[str, int],
     config: PrepareConfig,
 ) -> PrepareSummary:
     seconds = np.array([utterance.duration for utterance in utterances])
@@ -254,6 +273,7 @@ def _summarise(
         vocab_size=tokenizer.vocab_size,
         tokenizer_digest=tokenizer.digest,
         manifest_digest=manifest.digest,
+        too_short_at_speed=too_short_at or None,
     )
 
 
@@ -272,7 +292,8 @@ def _write(
         if rejected:
             rows = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
             write_text(staged / REJECTED_FILE, "".join(rows))
-        write_json(staged / SUMMARY_FILE, asdict(summary))
+        known = {name: value for name, value in asdict(summary).items() if value is not None}
+        write_json(staged / SUMMARY_FILE, known)
         write_manifest(staged / MANIFEST_FILE, utterances, folder=out)
         # The old manifest goes first and the new one comes last: a stop in between leaves none,
         # rather than one that stands beside the tokens of another.

@@ -64,7 +64,7 @@ class ResidentAudio:
 
 
 def _samples(utterance: Utterance) -> Samples:
-    if utterance.source_rate == utterance.sample_rate:
+    if utterance.heard_rate == utterance.sample_rate:
         return read_int16(utterance)
     scaled = np.rint(read_samples(utterance) * 32768.0)
     rounded: Samples = np.clip(scaled, -32768, 32767).astype(np.int16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -15,40 +15,21 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from torch import Tensor
 
 from interkd.cli.main import main
 from interkd.pipeline.cache.metadata import read_metadata, write_metadata
+from interkd.pipeline.config import as_plain
+from interkd.pipeline.corpus.audio import resampled_length
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.corpus.tokens import Tokenizer
-from interkd.pipeline.students.checkpoint import save_student
-from interkd.pipeline.students.config import ConformerConfig, FeatureConfig, StudentConfig
 from interkd.pipeline.students.model import Student
 from interkd.pipeline.teachers.protocol import TeacherInfo
+from interkd.pipeline.training.recipes import ObjectiveConfig
+from tests.students import conformer, save_untaught, training
 
-STUDENT = StudentConfig(
-    head_layers=(1,),
-    features=FeatureConfig(mels=24),
-    conformer=ConformerConfig(
-        dim=16, layers=2, attention_heads=2, feed_forward_dim=32, convolution_kernel=7, stride=4
-    ),
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def save_checkpoint(folder: Path, tokens: Path, *, seed: int) -> Path:
-    tokenizer = Tokenizer.load(tokens)
-    torch.manual_seed(seed)
-    folder.mkdir()
-    save_student(folder, Student(STUDENT, tokenizer.vocab_size), STUDENT, tokenizer, {})
-    return folder
+STUDENT = conformer(16)
 
 
 @dataclass(frozen=True)
@@ -107,34 +88,12 @@ class World:
         return ["score", *(f"--{name}={value}" for name, value in options.items())]
 
 
-SETTINGS = """
-data:
-  train_manifest: {world.train}
-  dev_manifest: {world.dev}
-  tokenizer: {world.tokens}
-  batch_seconds: 60
-  buckets: 1
-student:
-  head_layers: [1]
-  features: {{mels: 24}}
-  conformer:
-    dim: 16
-    layers: 2
-    attention_heads: 2
-    feed_forward_dim: 32
-    convolution_kernel: 7
-    stride: 4
-epochs: 1
-device: cpu
-"""
-
-
 @pytest.fixture(scope="module")
 def whole_world(tone_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")
     shutil.copytree(tone_corpus.root, root / "corpus")
     world = World(root)
-    save_checkpoint(world.teacher, world.tokens, seed=0)
+    save_untaught(world.teacher, STUDENT, world.tokens)
     main(world.cache_arguments(out=world.store))
     assert len(list(world.store.glob("part-*"))) == 3
     return root
@@ -150,7 +109,15 @@ def world(
     shutil.copytree(whole_world, tmp_path / "world")
     monkeypatch.chdir(tmp_path)
     world = World(tmp_path / "world")
-    world.settings.write_text(SETTINGS.format(world=world))
+    config = training(
+        world,
+        world.out,
+        data={"batch_seconds": 60.0, "buckets": 1},
+        student=STUDENT,
+        objective=ObjectiveConfig(),
+        epochs=1,
+    )
+    world.settings.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
     capsys.readouterr()
     return world
 
@@ -287,6 +254,22 @@ def test_audio_changed_before_cache_teacher(world: World, fails: Callable[..., s
     assert (world.out / "part-00002.zip").exists()
 
 
+def test_a_store_of_another_speed(world: World, fails: Callable[..., str]) -> None:
+    """The same files under the same ids, but heard faster."""
+    before = world.train.read_text()
+    rows = [json.loads(line) for line in before.splitlines()]
+    for row in rows[3:]:
+        row |= {"speed": 1.1, "samples": resampled_length(row["samples"], 17600, 16000)}
+    world.train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = fails(world.train_arguments())
+    assert "was made of other audio for 33 utterances of the manifest, the first 'utt1-003'" in line
+    line = fails(world.cache_arguments(out=world.store))
+    assert "was begun for other utterances, audio or part lengths" in line
+    assert not world.out.exists()
+    world.train.write_text(before)
+    mend_and_train(world)
+
+
 def test_audio_changed_before_train_student(world: World, fails: Callable[..., str]) -> None:
     path, before = change_audio(world)
     line = fails(world.train_arguments(), lines_before=1)  # the objective, as training had begun
@@ -325,7 +308,7 @@ def test_store_of_another_frame_shift(world: World, fails: Callable[..., str]) -
 
 
 def test_store_of_another_teacher(world: World, fails: Callable[..., str]) -> None:
-    other = save_checkpoint(world.root / "other", world.tokens, seed=1)
+    other = save_untaught(world.root / "other", STUDENT, world.tokens, seed=1)
     (world.store / "part-00001.zip").unlink()
     before = files(world.store)
     line = fails(world.cache_arguments(teacher=f"interkd:{other}", out=world.store))

@@ -36,6 +36,20 @@ def test_a_good_corpus(source: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len((out / "manifest.jsonl").read_text().splitlines()) == 14
 
 
+def test_speeds(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = source.parent / "out"
+    arguments = ["prepare", str(source), "--out", str(out), "--train", "characters"]
+    main([*arguments, "--speeds", "0.9, 1, 2", "--frame-shift-ms", "80"])
+    lines = capsys.readouterr().out.splitlines()
+    table = {line[:19].strip(): line[19:].strip() for line in lines}
+    assert table["utterances"] == "28"
+    assert table["too short for CTC"] == "0"
+    assert table["too short at speed"] == "0 at 0.9, 14 at 2.0 (copies left out)"
+    rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [row["utt_id"] for row in rows[:3]] == ["0", "0_sp0.9", "1"]
+    assert [row["samples"] for row in rows[:2]] == [16000, 17778]
+
+
 def test_bad_rows_are_shown_and_counted(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index in range(12):
         (source.parent / f"{index}.wav").unlink()
@@ -63,6 +77,13 @@ def test_bad_rows_are_shown_and_counted(source: Path, capsys: pytest.CaptureFixt
         ([], "give either --tokens PATH or --train KIND"),
         (["--train", "bpe"], "vocab_size; expected with train bpe or unigram"),
         (["--tokens", "nowhere"], "cannot read the tokens of nowhere"),
+        (
+            ["--train", "characters", "--speeds", "1;2"],
+            "--speeds; expected numbers joined by commas, such as 0.9,1,1.1, got '1;2'",
+        ),
+        (["--train", "characters", "--speeds", ""], "speeds; expected at least one, got none"),
+        (["--train", "characters", "--speeds", "1,1.0"], "speeds; expected each once, got 1 twice"),
+        (["--train", "characters", "--speeds", "1,3"], "speeds; expected at least 0.5, at most 2"),
     ],
 )
 def test_usage_errors(

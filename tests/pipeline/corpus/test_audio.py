@@ -169,10 +169,56 @@ def test_resampling(rate: int, tmp_path: Path) -> None:
     np.testing.assert_allclose(waveform, expected.numpy(), rtol=0, atol=1e-5)
 
 
+def at_speed(utterance: Utterance, samples: int, speed: float) -> Utterance:
+    heard_rate = round(utterance.source_rate * speed)
+    length = resampled_length(samples, heard_rate, utterance.sample_rate)
+    return replace(utterance, speed=speed, samples=length)
+
+
+@pytest.mark.parametrize(
+    ("rate", "speed"),
+    [(8000, 2.0), (16000, 0.5), (16000, 0.9), (16000, 1.1), (48000, 0.9), (44100, 1.1)],
+)
+def test_speed_moves_pitch_and_length(rate: int, speed: float, tmp_path: Path) -> None:
+    """Including 8 kHz at double speed: what is heard then are the file's own samples."""
+    time = np.arange(rate) / rate
+    tone = (9000 * np.sin(2 * np.pi * 1000 * time)).astype(np.int16)
+    utterance = an_utterance(tmp_path / "a.wav", tone, rate)
+    waveform = read_samples(at_speed(utterance, rate, speed))
+    assert len(waveform) == np.ceil(16000 / speed)
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
+    peak = spectrum.argmax() * 16000 / len(waveform)
+    assert peak == pytest.approx(1000 * speed, abs=speed)  # half a bin at the most
+    assert np.std(waveform) == pytest.approx(np.std(tone / 32768), rel=0.01)
+
+
+def test_what_would_alias_at_a_speed_is_filtered(tmp_path: Path) -> None:
+    tone = (9000 * np.sin(2 * np.pi * 7900 * np.arange(16000) / 16000)).astype(np.int16)
+    utterance = an_utterance(tmp_path / "a.wav", tone)
+    assert np.std(read_samples(utterance)) > 0.19
+    assert np.std(read_samples(at_speed(utterance, 16000, 1.5))[100:-100]) < 0.002
+
+
+def test_the_cache_holds_one_copy_for_all_speeds(tmp_path: Path) -> None:
+    original = an_utterance(tmp_path / "a.wav", noise())
+    utterances = [original, *(at_speed(original, 8000, speed) for speed in (0.9, 1.1))]
+    expected = [read_samples(utterance) for utterance in utterances]
+    cache = AudioCache(1 << 20)
+    cache.read(original)
+    original.audio_path.unlink()
+    waveforms, sample_lengths = cache.read_batch(utterances)
+    assert (len(cache), cache.held_bytes) == (1, 16000)
+    assert sample_lengths.tolist() == [8000, 8889, 7273]
+    for waveform, samples in zip(waveforms, expected, strict=True):
+        np.testing.assert_array_equal(waveform[: len(samples)], samples)
+
+
 def test_a_length_that_is_not_the_files(tmp_path: Path) -> None:
     utterance = an_utterance(tmp_path / "a.wav", noise())
     with pytest.raises(CorpusError, match="samples in the manifest; expected 8000, got 7999"):
         read_samples(replace(utterance, samples=7999))
+    with pytest.raises(CorpusError, match="samples in the manifest; expected 7273, got 8000"):
+        read_samples(replace(utterance, speed=1.1))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

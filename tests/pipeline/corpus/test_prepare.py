@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 import soundfile
 
 from interkd.kernels.errors import ConfigError, CorpusError
-from interkd.pipeline.corpus.audio import hash_samples, read_samples
+from interkd.pipeline.corpus import checks
+from interkd.pipeline.corpus.audio import AudioSegment, decode, hash_samples, read_samples
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.corpus.prepare import (
     BadRowsError,
@@ -68,7 +70,8 @@ def test_round_trip(corpus: Any) -> None:
         manifest_digest=manifest.digest,
     )
     written = json.loads((out / "summary.json").read_text())
-    assert written == json.loads(json.dumps(vars(summary)))
+    assert written | {"too_short_at_speed": None} == json.loads(json.dumps(vars(summary)))
+    assert "too_short_at_speed" not in written
 
 
 def test_another_split_takes_the_tokens(corpus: Any) -> None:
@@ -110,6 +113,95 @@ def test_segments_of_one_file(corpus: Any) -> None:
     *_, part, rest = read_manifest(corpus.folder / "out" / "manifest.jsonl").utterances
     np.testing.assert_array_equal(read_samples(part), whole[8000:20000])
     np.testing.assert_array_equal(read_samples(rest), whole[20000:])
+
+
+def test_speeds(corpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy a speed, each row decoded once, and without speeds the same as ever."""
+    path = corpus.add("long", "HELLO", seconds=2.0, rate=48000)
+    corpus.rows.append(corpus.rows[-1] | {"utt_id": "part", "offset": 0.5, "duration": 1.0})
+    run(corpus)
+    plain = {path.name: path.read_bytes() for path in (corpus.folder / "out").iterdir()}
+    decoded: list[str] = []
+
+    def counted(path: Path, *, utt_id: str, **options: Any) -> AudioSegment:
+        decoded.append(utt_id)
+        return decode(path, utt_id=utt_id, **options)
+
+    monkeypatch.setattr(checks, "decode", counted)
+    summary = run(corpus, speeds=(1.1, 0.9, 1.0))
+    utterances = read_manifest(corpus.folder / "out" / "manifest.jsonl").utterances
+    assert sorted(decoded) == ["long", "part", "utt0", "utt1", "utt2"]
+    assert (summary.utterances, summary.too_short_at_speed) == (15, {"0.9": 0, "1.1": 0})
+    assert summary.manifest_digest != json.loads(plain["summary.json"])["manifest_digest"]
+    assert [u.utt_id for u in utterances[:4]] == ["utt0", "utt0_sp0.9", "utt0_sp1.1", "utt1"]
+    assert [u.speed for u in utterances] == 5 * [1.0, 0.9, 1.1]
+    assert [u.samples for u in utterances[9:]] == [32000, 35556, 29091, 16000, 17778, 14546]
+    for original, slower, faster in zip(*(utterances[i::3] for i in range(3)), strict=True):
+        for copy in (slower, faster):
+            same = {"utt_id": original.utt_id, "samples": original.samples, "speed": 1.0}
+            assert replace(copy, **same) == original
+            assert len(read_samples(copy)) == copy.samples
+    assert utterances[-1].audio_path == path
+
+    run(corpus, speeds=(1.0,))
+    again = {path.name: path.read_bytes() for path in (corpus.folder / "out").iterdir()}
+    assert again == plain
+
+
+def test_copies_too_short_at_their_speed_are_left_out(corpus: Any) -> None:
+    corpus.add("dense", "ABCDEFGHIJKLMNOPQRSTUVWX", seconds=1.0)  # 25 frames for 24 tokens
+    summary = run(corpus, speeds=(0.9, 1, 1.1, 2), train="characters")
+    assert summary.too_short_at_speed == {"0.9": 0, "1.1": 1, "2.0": 2}
+    assert (summary.too_short_for_ctc, summary.rejected) == (0, {})
+    utterances = read_manifest(corpus.folder / "out" / "manifest.jsonl").utterances
+    assert [u.utt_id for u in utterances[-2:]] == ["dense", "dense_sp0.9"]
+    written = json.loads((corpus.folder / "out" / "summary.json").read_text())
+    assert written["too_short_at_speed"] == summary.too_short_at_speed
+
+
+def test_rows_too_short_at_speed_1_or_at_every_speed_are_bad(corpus: Any) -> None:
+    corpus.add("dense", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", seconds=1.0)  # 28 frames at speed 0.9
+    with pytest.raises(BadRowsError, match=r"1 of 4 rows .*'dense': 25 frames of 40 ms for 26"):
+        run(corpus, speeds=(0.9, 1.0))
+    summary = run(corpus, speeds=(0.9, 1.0), skip_bad=True)
+    assert (summary.utterances, summary.too_short_for_ctc) == (6, 1)
+    assert summary.too_short_at_speed == {"0.9": 0}
+    summary = run(corpus, speeds=(1.1, 0.9))
+    assert (summary.utterances, summary.too_short_at_speed) == (7, {"0.9": 0, "1.1": 1})
+    with pytest.raises(BadRowsError, match=r"'dense_sp1\.05': 24 frames of 40 ms for 26"):
+        run(corpus, speeds=(1.1, 1.05))
+    summary = run(corpus, speeds=(1.1, 1.05), skip_bad=True)
+    assert (summary.utterances, summary.rejected) == (6, {"too short for CTC": 1})
+
+
+@pytest.mark.parametrize("speeds", [(1.0, 1.1), (1.1,)])
+def test_ids_of_copies_that_are_taken(speeds: tuple[float, ...], corpus: Any) -> None:
+    corpus.add("utt1_sp1.1", "GOOD")
+    with pytest.raises(
+        CorpusError,
+        match=r":2: at speed 1\.1 utterance 'utt1' would be 'utt1_sp1\.1'; got that id at .*:4",
+    ):
+        run(corpus, speeds=speeds)
+    assert not (corpus.folder / "out").exists()
+    assert run(corpus, speeds=(0.9,)).utterances == 4
+
+
+@pytest.mark.parametrize(
+    ("rate", "speed", "message"),
+    [
+        (16000, 1.00001, r"expected a whole number of Hz, got 16000\.16 of 16000 Hz"),
+        (44100, 1.001, r"got 44144\.1 of 44100 Hz"),
+        (44100, 1.01, "resampling from 44541 to 16000 Hz; expected rates with a common divisor"),
+    ],
+)
+def test_speeds_that_do_not_go_with_a_rate(
+    rate: int, speed: float, message: str, corpus: Any
+) -> None:
+    corpus.add("other", "GOOD", rate=rate)
+    with pytest.raises(CorpusError, match=f"utterance '.*' at speed {speed}.*{message}") as caught:
+        run(corpus, speeds=(1.0, speed), skip_bad=True)
+    assert not isinstance(caught.value, BadRowsError)
+    assert not (corpus.folder / "out").exists()
 
 
 def test_lhotse_cuts(corpus: Any) -> None:
@@ -251,6 +343,10 @@ def test_the_reporter_hears_of_every_row(corpus: Any) -> None:
         ({"case": "uper"}, "did you mean 'upper'"),
         ({"sample_rate": 0}, "sample_rate; expected above 0"),
         ({"frame_shift_ms": -1.0}, "frame_shift_ms; expected above 0"),
+        ({"speeds": ()}, "speeds; expected at least one, got none"),
+        ({"speeds": (1.1, 1.0, 1.1)}, "speeds; expected each once, got 1.1 twice"),
+        ({"speeds": (1.0, 2.5)}, r"speeds; expected at least 0\.5, at most 2"),
+        ({"speeds": (float("nan"),)}, r"speeds; expected at least 0\.5, at most 2"),
     ],
 )
 def test_settings_that_do_not_go_together(

@@ -28,11 +28,8 @@ def test_batches_are_the_hosts(tone_corpus: Any, device: torch.device) -> None:
 
 
 def test_resampled_audio_is_rounded_to_16_bits(tone_corpus: Any, device: torch.device) -> None:
-    """A file taken for one of another rate is one of another speed."""
     slower = [
-        replace(
-            utterance, source_rate=14400, samples=resampled_length(utterance.samples, 14400, 16000)
-        )
+        replace(utterance, speed=0.9, samples=resampled_length(utterance.samples, 14400, 16000))
         for utterance in read_manifest(tone_corpus.dev).utterances
     ]
     audio = ResidentAudio(slower, device, threads=0)

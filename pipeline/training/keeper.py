@@ -49,7 +49,8 @@ class CheckpointKeeper:
         self.epochs_to_average = epochs_to_average
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """The model's."""
         return next(self.model.parameters()).device
 
     def restore(self) -> Position | None:
@@ -62,7 +63,7 @@ class CheckpointKeeper:
         if last is None:
             return None
         load_weights(self.model, self.folder.root / last / WEIGHTS_FILE)
-        state = load_trainer_state(self.folder.root / last, self.optimiser, self._device)
+        state = load_trainer_state(self.folder.root / last, self.optimiser, self.device)
         position = Position(**state["position"])
         if position.best is not None and position.best != self.folder.pointed("best"):
             # A kill came between the two pointers; the later best is made again.
@@ -74,7 +75,7 @@ class CheckpointKeeper:
         temporary = self.folder.begin(name)
         facts = {**facts, "step": position.step}
         save_student(temporary, self.model, self.config, self.tokenizer, facts)
-        save_trainer_state(temporary, self.optimiser, self._device, {"position": vars(position)})
+        save_trainer_state(temporary, self.optimiser, self.device, {"position": vars(position)})
         self.folder.publish(temporary, name)
 
     def keep_as_last(self, name: str, position: Position) -> None:

@@ -13,19 +13,17 @@ from typing import Any
 import torch
 
 from interkd.kernels.errors import CheckpointError, ConfigError
-from interkd.pipeline.config import as_plain
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import BatchSampler
 from interkd.pipeline.progress import Reporter
-from interkd.pipeline.scoring.score import evaluate
 from interkd.pipeline.students.model import Student
 from interkd.pipeline.training.augmentation import spec_augment
-from interkd.pipeline.training.averaging import average_weights
 from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.data import BatchLoader
 from interkd.pipeline.training.inputs import open_store, parts_as_groups, read_corpus
 from interkd.pipeline.training.keeper import CheckpointKeeper
 from interkd.pipeline.training.log import RunLog
+from interkd.pipeline.training.milestones import Milestones
 from interkd.pipeline.training.objective import Objective
 from interkd.pipeline.training.optimisers import learning_rate
 from interkd.pipeline.training.position import Position, TrainResult
@@ -42,7 +40,6 @@ from interkd.pipeline.training.step import TrainingStep
 from interkd.pipeline.training.step_plan import plan_steps, with_batches_a_step
 
 LOG_EVERY = 20
-AVERAGE = "average"
 
 
 def train(
@@ -155,9 +152,20 @@ class Trainer:
             step=self.position.step,
             epochs=self.position.epoch,
         )
+        self.milestones = Milestones(
+            config=config,
+            model=self.model,
+            objective=self.objective,
+            dev=self.corpus.dev,
+            audio=self.audio,
+            keeper=self.keeper,
+            position=self.position,
+            log=self.log,
+            ranks=self.ranks,
+            reporter=self.reporter,
+        )
         self.stop_asked = False
         self.stopped = False
-        self.saved_at = time.monotonic()
 
     def _resident_audio(self) -> ResidentAudio | None:
         """The training set in the GPU's memory, where there is a GPU and room."""
@@ -218,7 +226,7 @@ class Trainer:
             if not self._train_epoch():
                 if self.stopped:
                     return False
-                self._validate(f"step-{position.step:08d}")
+                self.milestones.validate(f"step-{position.step:08d}")
                 break
             position.epoch, position.batch = position.epoch + 1, 0
             averaged = (
@@ -226,9 +234,9 @@ class Trainer:
             )
             last = position.epoch == config.epochs or self._out_of_time()
             if last or position.epoch % config.dev_every == 0 or averaged:
-                self._validate(f"epoch-{position.epoch:04d}")
+                self.milestones.validate(f"epoch-{position.epoch:04d}")
         if config.average_epochs and position.step:
-            self._average()
+            self.milestones.average()
         return True
 
     def _train_epoch(self) -> bool:
@@ -267,16 +275,18 @@ class Trainer:
             self.reporter.advance(1, self._flush_log() if position.step % LOG_EVERY == 0 else "")
             # What clocks and signals say must hold for all processes at the same step.
             stop, due, position.seconds = self.ranks.largest(
-                self.stop_asked, self._checkpoint_due(), position.seconds
+                self.stop_asked, self.milestones.checkpoint_due, position.seconds
             )
             if stop or due:
-                self._save_last()
+                self._flush_log()
+                self.milestones.save_last()
             if stop:  # and not the flag, which a signal may raise in this process alone
                 self.stopped = True
                 self.reporter.end()
                 self.reporter.message(f"stopped by {config.stop_signal} at step {position.step}")
                 return False
             if self._out_of_time() and position.batch < len(plan):
+                self._flush_log()
                 self.reporter.end()
                 return False
         self.reporter.end()
@@ -306,83 +316,6 @@ class Trainer:
     def _out_of_time(self) -> bool:
         limit = self.config.max_minutes
         return limit is not None and self.position.seconds >= 60 * limit
-
-    def _checkpoint_due(self) -> bool:
-        return time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
-
-    def _validate(self, name: str) -> None:
-        """Scores dev with every head and writes the checkpoint of that name."""
-        self._flush_log()
-        self.ranks.average_statistics(self.model)
-        if self.ranks.is_first:
-            self._score_and_save(name)
-        self.ranks.wait()
-        self.saved_at = time.monotonic()
-
-    def _score_and_save(self, name: str) -> None:
-        position = self.position
-        results = evaluate(
-            self.model,
-            self.corpus.tokenizer,
-            self.corpus.dev,
-            device=self.device,
-            max_seconds=self.config.data.batch_seconds,
-            audio_cache=self.audio,
-        )
-        wer = {head.name: head.word_total.rate for head in results.heads}
-        cer = {head.name: head.character_total.rate for head in results.heads}
-        self.log.epoch(
-            {
-                "step": position.step,
-                "epochs_done": position.epoch,
-                "seconds": round(position.seconds, 2),
-                "dev_wer": wer,
-                "dev_cer": cer,
-            }
-        )
-        figures = ", ".join(f"{head} {rate:.2f}" for head, rate in wer.items())
-        self.reporter.message(
-            f"epoch {position.epoch}, step {position.step}, {position.seconds:.0f} s: "
-            f"dev WER % {figures}"
-        )
-        better = position.best_wer is None or wer["final"] < position.best_wer
-        if better:
-            position.best_wer, position.best = wer["final"], name
-        self._save(name, {"dev_wer": wer, "dev_cer": cer})
-        if better:
-            self.keeper.folder.point("best", name, {"dev_wer": wer})
-        if name != AVERAGE:  # nothing can be resumed from averaged weights
-            self._save_last(name)
-
-    def _save_last(self, name: str | None = None) -> None:
-        """Points `last` at a checkpoint of this very step, writing one if none is named."""
-        if name is None:
-            self._flush_log()
-            self.ranks.average_statistics(self.model)
-            name = f"step-{self.position.step:08d}"
-            self._save(name, {})
-        if self.ranks.is_first:
-            self.keeper.keep_as_last(name, self.position)
-        self.saved_at = time.monotonic()
-
-    def _save(self, name: str, metrics: dict[str, Any]) -> None:
-        facts = {
-            "objective": as_plain(self.config.objective),
-            "trained_with": str(self.objective),
-            **metrics,
-        }
-        if self.ranks.is_first:
-            self.keeper.save(name, self.position, facts)
-
-    def _average(self) -> None:
-        """Averages the last epochs' weights and scores them as one more candidate for best."""
-        if self.ranks.is_first:
-            standing = self.keeper.weights_to_average(self.position)
-            if standing:  # else the time limit came before a whole epoch
-                average_weights(self.model, standing)
-                self.reporter.message(f"average of {len(standing)} epochs")
-                self._score_and_save(AVERAGE)
-        self.ranks.wait()
 
     def close(self) -> None:
         """Closes the log."""

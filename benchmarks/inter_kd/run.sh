@@ -7,9 +7,12 @@ speech=$1 teacher=$2 sweep=$3
 shift 3
 out=runs/inter_kd
 interkd() { python3 -m interkd "$@"; }
-for split in train dev test; do
+for split in train train-speeds dev test; do
+  speeds=1
+  [ "$split" != train-speeds ] || speeds=0.9,1,1.1
   [ -f "$out/$split/manifest.jsonl" ] ||
-    interkd prepare "$speech/$split.jsonl" --out "$out/$split" --tokens "$(dirname "$teacher")/tokens.txt" --frame-shift-ms 20
+    interkd prepare "$speech/${split%-speeds}.jsonl" --out "$out/$split" --speeds "$speeds" \
+      --tokens "$(dirname "$teacher")/tokens.txt" --frame-shift-ms 20
   interkd cache-teacher --teacher "torchscript:$teacher" --manifest "$out/$split/manifest.jsonl" --out "$out/$split.teacher.zarr"
 done
 interkd sweep "$sweep" "$@"

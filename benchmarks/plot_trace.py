@@ -1,7 +1,7 @@
 """Traces of training steps as one picture: when the host asks for work and when the GPU does it.
 
-    python benchmarks/bench_training.py --variants eager,compiled-graph --traces traces
-    python benchmarks/plot_trace.py traces/*.json.gz --out docs/step-trace.png
+python benchmarks/bench_training.py --variants eager,compiled-graph --traces traces
+python benchmarks/plot_trace.py traces/*.json.gz --out docs/step-trace.png
 """
 
 from __future__ import annotations

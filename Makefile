@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench install clean
+.PHONY: demo test explore check bench install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo/run.py
 
 test: $(VENV)/.installed
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+# Property tests on examples that no run has seen; `make test` draws the same ones every time.
+explore: $(VENV)/.installed
+	$(BIN)/pytest -n 2 --dist loadgroup -m hypothesis --hypothesis-profile explore
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: the device, and the real speech when it is there."""
+"""What every test may use: the device, the real speech when it is there, Hypothesis profiles."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import settings
 
 from interkd.pipeline.corpus.prepare import PrepareConfig, prepare
+from tests.properties import USUAL
+
+# The same examples at every run; `--hypothesis-profile` is read later, and so has the last word.
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=USUAL)
+settings.register_profile(
+    "explore", derandomize=False, deadline=None, max_examples=5 * USUAL, print_blob=True
+)
+settings.load_profile("repeatable")
 
 SHARED = Path(os.environ.get("INTERKD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -28,8 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+def _one_thread() -> None:
+    """Here and in child processes: models this small gain nothing from a second thread.
+
+    Beside another worker of the suite they would wait for it. Kernels have two (their conftest).
+    """
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -78,19 +78,12 @@ def test_dry_run_from_any_directory(size: str, tmp_path: Path) -> None:
 
 
 @needs_bash
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("student.jasper.dropot=0.1", "did you mean 'dropout'?"),
-        ("objective.recipe=inter_kd", "did you mean 'inter-kd'?"),
-        ("epochs=0", "expected at least 1, got 0"),
-    ],
-)
-def test_dry_run_refuses_what_training_would(setting: str, message: str, tmp_path: Path) -> None:
+def test_dry_run_refuses_what_training_would(tmp_path: Path) -> None:
+    setting = "student.jasper.dropot=0.1"  # other mistakes: tests/cli/test_bad_input.py
     result = run_sh("--dry-run", "100h", "LibriSpeech", "--set", setting, cwd=tmp_path)
     assert result.returncode == 1
     assert "run.sh: error: interkd train-student" in result.stderr
-    assert message in result.stderr
+    assert "did you mean 'dropout'?" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -6,28 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from interkd.cli.main import main
-from interkd.pipeline.corpus.tokens import Tokenizer
-from interkd.pipeline.students.checkpoint import save_student
-from interkd.pipeline.students.config import ConformerConfig, FeatureConfig, StudentConfig
-from interkd.pipeline.students.model import Student
+from tests.students import conformer, save_untaught
 
 
 @pytest.fixture(scope="module")
 def arguments(tone_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Stage one with an untaught teacher in parts of a few seconds."""
     root = tmp_path_factory.mktemp("untaught teacher")
-    tokenizer = Tokenizer.load(tone_corpus.tokens)
-    torch.manual_seed(0)
-    config = StudentConfig(
-        features=FeatureConfig(mels=24),
-        conformer=ConformerConfig(
-            dim=16, layers=2, attention_heads=2, feed_forward_dim=32, convolution_kernel=7
-        ),
-    )
-    save_student(root, Student(config, tokenizer.vocab_size), config, tokenizer, {})
+    save_untaught(root, conformer(16), tone_corpus.tokens)
     settings = {
         "teacher": f"interkd:{root}",
         "manifest": tone_corpus.train,

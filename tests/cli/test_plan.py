@@ -18,6 +18,7 @@ from interkd.kernels.errors import ConfigError
 from interkd.pipeline.corpus.manifest import Utterance, read_manifest, write_manifest
 from interkd.pipeline.planning import Plan, PlanConfig, make_plan
 from interkd.pipeline.run_speed import read_run_speed
+from tests.properties import examples
 
 SPEEDS = ["--teacher-rtf", "3600", "--student-speed", "1800"]
 
@@ -147,7 +148,7 @@ def test_a_timing_is_a_speed() -> None:
     student=st.floats(1, 1e5),
     overhead=st.floats(1, 8),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=examples(50))
 def test_the_first_epoch_that_pays(
     hours: float, teacher: float, student: float, overhead: float
 ) -> None:

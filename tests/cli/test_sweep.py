@@ -9,30 +9,22 @@ from typing import Any
 import pytest
 import yaml
 
-from interkd.cli.main import main
+from interkd.pipeline.config import as_plain
+from tests.command_line import interkd
+from tests.students import conformer, training
 
 
 @pytest.fixture
 def sweep(tone_corpus: Any, tmp_path: Path) -> Path:
     """One run of one epoch."""
-    conformer = {"dim": 16, "layers": 2, "attention_heads": 2, "feed_forward_dim": 32}
-    base = {
-        "data": {
-            "train_manifest": str(tone_corpus.train),
-            "dev_manifest": str(tone_corpus.dev),
-            "tokenizer": str(tone_corpus.tokens),
-            "batch_seconds": 30,
-        },
-        "student": {
-            "head_layers": [1],
-            "features": {"mels": 24},
-            "conformer": {**conformer, "convolution_kernel": 7, "stride": 4},
-        },
-        "objective": {"recipe": "inter-ctc"},
-        "epochs": 1,
-        "device": "cpu",
-    }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    config = training(
+        tone_corpus,
+        Path("ignored"),
+        data={"batch_seconds": 30.0},
+        student=conformer(16),
+        epochs=1,
+    )
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(as_plain(config)))
     values = {
         "base": "base.yaml",
         "out": str(tmp_path / "runs"),
@@ -46,11 +38,7 @@ def sweep(tone_corpus: Any, tmp_path: Path) -> Path:
 
 
 def run(*arguments: str) -> int:
-    try:
-        main(["sweep", *arguments])
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
+    return interkd("sweep", *arguments)
 
 
 def test_from_nothing_to_a_report(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

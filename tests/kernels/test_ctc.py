@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -15,34 +14,17 @@ from torch import Tensor
 from interkd.kernels.ctc import ctc_loss
 from interkd.kernels.errors import BackendError, ShapeError
 from interkd.kernels.reference.ctc import ctc_loss_and_gradient
+from tests.kernels.gradients import backends, int64, loss_and_gradient
 
 # Loss: relative. Gradient: absolute; each entry is within [-1, 1].
 # torch's recursion is float32 logarithms, whose error grows with the loss itself.
 TOLERANCES = {"numba": (1e-6, 2e-6), "torch": (1e-5, 2e-3), "triton": (2e-6, 5e-6)}
 
 
-def int64(values: Any, device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
-
-
 def run(
     logits: Tensor, *arguments: Tensor, upstream: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    leaf = logits.detach().clone().requires_grad_()
-    loss = ctc_loss(leaf, *arguments, **options)
-    assert loss.dtype == torch.float32
-    loss.backward(  # type: ignore[no-untyped-call]
-        torch.ones_like(loss) if upstream is None else upstream
-    )
-    assert leaf.grad is not None
-    assert leaf.grad.dtype == logits.dtype
-    return loss.detach(), leaf.grad
-
-
-def backends(device: torch.device) -> tuple[str, ...]:
-    """All but the reference: Triton runs interpreted on a CPU, where it is installed."""
-    numba = ("numba",) if device.type == "cpu" else ()
-    return (*numba, "torch", *(("triton",) if find_spec("triton") else ()))
+    return loss_and_gradient(lambda leaf: ctc_loss(leaf, *arguments, **options), logits, upstream)
 
 
 def assert_parity(
@@ -59,9 +41,11 @@ def assert_parity(
     return expected_loss
 
 
-@pytest.mark.parametrize("vocab_size", [2, 3, 29, 1031])
-@pytest.mark.parametrize("frames", [1, 7, 53])
-def test_backends_agree(device: torch.device, vocab_size: int, frames: int) -> None:
+@pytest.mark.parametrize(
+    ("frames", "vocab_size"),
+    [*itertools.product((1, 7), (2, 3, 29, 1031)), (37, 3)],
+)
+def test_backends_agree(device: torch.device, frames: int, vocab_size: int) -> None:
     torch.manual_seed(vocab_size * 100 + frames)
     blank_index = vocab_size // 2
     tokens = [v for v in range(vocab_size) if v != blank_index][:40]  # few, so that some repeat
@@ -116,9 +100,9 @@ def test_reference_gradient_is_that_of_its_loss() -> None:
 
 def test_torch_itself_agrees(device: torch.device) -> None:
     torch.manual_seed(1)
-    logits = torch.randn(3, 31, 11, device=device, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(3, 17, 11, device=device, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(1, 11, (3, 7), device=device)
-    lengths = int64([31, 29, 23], device), int64([7, 5, 6], device)
+    lengths = int64([17, 16, 13], device), int64([7, 5, 6], device)
     expected = F.ctc_loss(
         logits.log_softmax(-1).transpose(0, 1), targets, *lengths, reduction="none"
     )
@@ -129,12 +113,12 @@ def test_torch_itself_agrees(device: torch.device) -> None:
         torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=5e-7)
 
 
-@pytest.mark.parametrize("std", [10.0, 30.0, 1e4])
+@pytest.mark.parametrize("std", [30.0, 1e4])
 def test_extreme_logits(device: torch.device, std: float) -> None:
     torch.manual_seed(2)
-    logits = std * torch.randn(3, 61, 13, device=device)
-    targets = torch.randint(1, 13, (3, 19), device=device)
-    arguments = targets, int64([61, 47, 61], device), int64([19, 11, 3], device)
+    logits = std * torch.randn(3, 31, 13, device=device)
+    targets = torch.randint(1, 13, (3, 13), device=device)
+    arguments = targets, int64([31, 29, 31], device), int64([13, 11, 3], device)
     upstream = torch.ones(3, device=device)
     expected_loss, expected = run(logits, *arguments, backend="reference", upstream=upstream)
     for backend in backends(device):
@@ -188,11 +172,11 @@ def test_minus_infinity_off_the_transcript_is_only_a_smaller_vocabulary(
     device: torch.device,
 ) -> None:
     torch.manual_seed(5)
-    logits = torch.randn(2, 19, 7, device=device)
+    logits = torch.randn(2, 11, 7, device=device)
     masked = torch.cat([logits, torch.full_like(logits[..., :1], -torch.inf)], -1)
     arguments = (
         torch.randint(1, 7, (2, 5), device=device),
-        int64([19, 13], device),
+        int64([11, 9], device),
         int64([5, 4], device),
     )
     for backend in ("reference", *backends(device)):
@@ -203,23 +187,23 @@ def test_minus_infinity_off_the_transcript_is_only_a_smaller_vocabulary(
         assert (masked_gradient[..., -1] == 0).all()
 
 
-@pytest.mark.parametrize("filler", [torch.nan, torch.inf, -torch.inf])
-def test_padding_never_leaks(device: torch.device, filler: float) -> None:
+def test_padding_never_leaks(device: torch.device) -> None:
     torch.manual_seed(6)
-    logits = torch.randn(3, 11, 5, device=device)
-    frame_lengths = int64([7, 0, 11], device)
+    logits = torch.randn(3, 8, 5, device=device)
+    frame_lengths = int64([5, 0, 8], device)
     targets = int64([[1, 2, -5], [0, 0, 0], [3, 3, 1]], device)
     arguments = targets, frame_lengths, int64([2, 0, 3], device)
-    padded = logits.clone()
-    padded[0, 7:] = filler
-    padded[1] = filler
     for backend in ("reference", *backends(device)):
         loss, gradient = run(logits, *arguments, backend=backend)
-        padded_loss, padded_gradient = run(padded, *arguments, backend=backend)
-        assert torch.equal(padded_loss, loss)
-        assert torch.equal(padded_gradient, gradient)
-        assert (gradient[0, 7:] == 0).all()
+        assert (gradient[0, 5:] == 0).all()
         assert loss[1] == 0
+        for filler in (torch.nan, torch.inf, -torch.inf):
+            padded = logits.clone()
+            padded[0, 5:] = filler
+            padded[1] = filler
+            padded_loss, padded_gradient = run(padded, *arguments, backend=backend)
+            assert torch.equal(padded_loss, loss)
+            assert torch.equal(padded_gradient, gradient)
 
 
 def test_nan_in_a_valid_frame_shows(device: torch.device) -> None:

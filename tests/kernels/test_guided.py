@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -14,38 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from interkd.kernels.errors import ShapeError
 from interkd.kernels.guided import guided_loss
 from interkd.kernels.sparse import SparsePosteriors
-
-Utterances = list[list[dict[int, float]]]
-
-
-def sparse(
-    utterances: Utterances, vocab_size: int, device: torch.device, blank_index: int = 0
-) -> SparsePosteriors:
-    """Utterances of frames of `{token: probability}`, the most probable first."""
-    flat = [frame for utterance in utterances for frame in utterance]
-
-    def offsets(counts: list[int]) -> Tensor:
-        return torch.tensor([0, *itertools.accumulate(counts)])
-
-    return SparsePosteriors(
-        frame_offsets=offsets([len(utterance) for utterance in utterances]),
-        entry_offsets=offsets([len(frame) for frame in flat]),
-        tokens=torch.tensor([v for frame in flat for v in frame], dtype=torch.int32),
-        log_probs=torch.tensor([p for frame in flat for p in frame.values()]).log(),
-        vocab_size=vocab_size,
-        blank_index=blank_index,
-    ).to(device)
-
-
-def random_utterances(lengths: list[int], vocab_size: int) -> Utterances:
-    """Peaky frames with 0 to 4 entries, falling."""
-
-    def frame() -> dict[int, float]:
-        probs, tokens = (3 * torch.randn(vocab_size)).softmax(0).sort(descending=True)
-        count = int(torch.randint(0, min(4, vocab_size) + 1, ()))
-        return dict(zip(tokens[:count].tolist(), probs[:count].tolist(), strict=True))
-
-    return [[frame() for _ in range(length)] for length in lengths]
+from tests.kernels.gradients import JUNK, int64, loss_and_gradient
+from tests.kernels.posteriors import Utterances, random_utterances, sparse, valueless
 
 
 def expected(
@@ -72,14 +41,11 @@ def expected(
 def run(
     logits: Tensor, teacher: SparsePosteriors, compared: list[int], upstream: list[float]
 ) -> tuple[Tensor, Tensor]:
-    leaf = logits.detach().clone().requires_grad_()
-    lengths = torch.tensor(compared, dtype=torch.int64, device=logits.device)
-    loss = guided_loss(leaf, teacher, lengths)
-    assert loss.dtype == torch.float32
-    loss.backward(torch.tensor(upstream, device=logits.device))  # type: ignore[no-untyped-call]
-    assert leaf.grad is not None
-    assert leaf.grad.dtype == logits.dtype
-    return loss.detach().cpu(), leaf.grad.cpu()
+    lengths = int64(compared, logits.device)
+    loss, gradient = loss_and_gradient(
+        lambda leaf: guided_loss(leaf, teacher, lengths), logits, upstream
+    )
+    return loss.cpu(), gradient.cpu()
 
 
 def check(
@@ -108,7 +74,7 @@ def test_values_and_gradient(
     lengths = [frames, 0, max(0, frames - 1), frames + 1, frames]
     compared = [frames, 0, max(0, frames - 1), frames, frames // 2]
     for blank_index in (0, vocab_size - 1):
-        utterances = random_utterances(lengths, vocab_size)
+        utterances = random_utterances(lengths, vocab_size, 4, falling=True)
         logits = std * torch.randn(5, frames, vocab_size, device=device)
         check(logits, utterances, compared, blank_index)
 
@@ -116,14 +82,14 @@ def test_values_and_gradient(
 @pytest.mark.parametrize("offset", [1e4, -1e4])
 def test_a_common_offset_costs_no_digits(device: torch.device, offset: float) -> None:
     torch.manual_seed(3)
-    utterances = random_utterances([7], 13)
+    utterances = random_utterances([7], 13, 4, falling=True)
     check(3 * torch.randn(1, 7, 13, device=device) + offset, utterances, [7])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_and_strides(device: torch.device, dtype: torch.dtype) -> None:
     torch.manual_seed(1)
-    utterances = random_utterances([5, 3], 11)
+    utterances = random_utterances([5, 3], 11, 4, falling=True)
     logits = torch.randn(11, 5, 4, device=device).to(dtype).permute(2, 1, 0)[::2]
     check(logits, utterances, [5, 3], tolerance=2e-6 + torch.finfo(dtype).eps)
 
@@ -135,7 +101,7 @@ def test_frames_that_do_not_count_never_leak(device: torch.device) -> None:
     logits = torch.randn(2, 6, 5, device=device)
     counted = torch.zeros(2, 6, dtype=torch.bool, device=device)
     counted[0, 0] = counted[0, 3] = counted[1, 0] = counted[1, 1] = True
-    for junk in (torch.nan, torch.inf, -torch.inf, 1e38):
+    for junk in JUNK:
         filled = torch.where(counted[:, :, None], logits, junk)
         # Beyond what is compared, and beyond what the teacher has.
         clean_loss, clean_gradient = run(logits, teacher, [4, 6], [1.0, 3.0])
@@ -177,15 +143,10 @@ def test_nothing_to_compare(device: torch.device, shape: tuple[int, int, int]) -
 def test_no_size_depends_on_values(device: torch.device) -> None:
     """Tensors without data: whatever looked at a value, and so waited for a GPU, would raise."""
     with FakeTensorMode():
-        teacher = SparsePosteriors(
-            frame_offsets=torch.zeros(3, dtype=torch.int64, device=device),
-            entry_offsets=torch.zeros(18, dtype=torch.int64, device=device),
-            tokens=torch.zeros(50, dtype=torch.int32, device=device),
-            log_probs=torch.zeros(50, device=device),
-            vocab_size=7,
-        )
         logits = torch.zeros(2, 9, 7, device=device, requires_grad=True)
-        loss = guided_loss(logits, teacher, torch.zeros(2, dtype=torch.int64, device=device))
+        loss = guided_loss(
+            logits, valueless(device), torch.zeros(2, dtype=torch.int64, device=device)
+        )
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
         assert gradient.shape == logits.shape
 

@@ -10,28 +10,12 @@ from hypothesis import strategies as st
 from interkd.kernels.errors import ConfigError
 from interkd.kernels.reference import selection as reference
 from interkd.kernels.selection import FrameSelection, select_frames
-from interkd.kernels.sparse import SparsePosteriors
+from tests.kernels.posteriors import Utterances, sparse
 
 VOCAB_SIZE = 5
 FRAME = st.dictionaries(
-    st.integers(0, VOCAB_SIZE - 1), st.sampled_from([-0.1, -1.0, -2.5, -torch.inf]), max_size=4
+    st.integers(0, VOCAB_SIZE - 1), st.sampled_from([0.9, 0.4, 0.1, 0.0]), max_size=4
 )
-
-
-def sparse(utterances: list[list[dict[int, float]]], blank_index: int = 0) -> SparsePosteriors:
-    flat = [frame for utterance in utterances for frame in utterance]
-
-    def offsets(sizes: list[int]) -> torch.Tensor:
-        return torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)
-
-    return SparsePosteriors(
-        frame_offsets=offsets([len(utterance) for utterance in utterances]),
-        entry_offsets=offsets([len(frame) for frame in flat]),
-        tokens=torch.tensor([v for frame in flat for v in frame], dtype=torch.int32),
-        log_probs=torch.tensor([p for frame in flat for p in frame.values()], dtype=torch.float32),
-        vocab_size=VOCAB_SIZE,
-        blank_index=blank_index,
-    )
 
 
 @given(
@@ -41,11 +25,11 @@ def sparse(utterances: list[list[dict[int, float]]], blank_index: int = 0) -> Sp
 )
 def test_vectorised_is_the_reference(
     device: torch.device,
-    utterances: list[list[dict[int, float]]],
+    utterances: Utterances,
     radius: int,
     blank_index: int,
 ) -> None:
-    teacher = sparse(utterances, blank_index)
+    teacher = sparse(utterances, VOCAB_SIZE, blank_index=blank_index)
     for text in ("all", "non-blank", f"symmetric({radius})"):
         selected = select_frames(teacher.to(device), text)
         assert selected.dtype == torch.bool
@@ -53,8 +37,10 @@ def test_vectorised_is_the_reference(
 
 
 def test_dilation_stays_within_the_utterance(device: torch.device) -> None:
-    blank, spike = {0: -0.1, 2: -3.0}, {2: -0.1, 0: -3.0}
-    teacher = sparse([[blank, blank, spike], [blank] * 4, [spike, blank, blank]]).to(device)
+    blank, spike = {0: 0.9, 2: 0.05}, {2: 0.9, 0: 0.05}
+    teacher = sparse(
+        [[blank, blank, spike], [blank] * 4, [spike, blank, blank]], VOCAB_SIZE, device
+    )
     assert select_frames(teacher, "non-blank").int().tolist() == [0, 0, 1, 0, 0, 0, 0, 1, 0, 0]
     assert select_frames(teacher, "symmetric(1)").int().tolist() == [0, 1, 1, 0, 0, 0, 0, 1, 1, 0]
     assert select_frames(teacher, "symmetric(5)").int().tolist() == [1, 1, 1, 0, 0, 0, 0, 1, 1, 1]
@@ -82,11 +68,5 @@ def test_settings_without_meaning_are_refused() -> None:
 
 def test_the_first_entry_is_the_argmax(device: torch.device) -> None:
     """Rounding may make its rival as probable, or more."""
-    teacher = SparsePosteriors(
-        frame_offsets=torch.tensor([0, 2]),
-        entry_offsets=torch.tensor([0, 2, 4]),
-        tokens=torch.tensor([5, 0, 0, 5], dtype=torch.int32),
-        log_probs=torch.tensor([-0.7, -0.7, -0.71, -0.69]),
-        vocab_size=8,
-    ).to(device)
+    teacher = sparse([[{5: 0.5, 0: 0.5}, {0: 0.49, 5: 0.5}]], 8, device)
     assert select_frames(teacher, "non-blank").tolist() == [True, False]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -125,7 +125,6 @@ LEVELS = 8
 VALUES = (np.arange(LEVELS) + 0.5) / LEVELS
 
 
-@settings(deadline=None)  # the first call compiles
 @given(
     frames=st.lists(
         st.tuples(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,39 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from interkd.kernels.errors import ConfigError, ShapeError
 from interkd.kernels.sparse import SparsePosteriors
 from interkd.kernels.token_distill import TokenSupport, token_distill_loss, token_support
-
-Frame = dict[int, float]
-Utterances = list[list[Frame]]
-
-
-def sparse(
-    utterances: Utterances, vocab_size: int, device: torch.device, blank_index: int = 0
-) -> SparsePosteriors:
-    """Utterances of frames of `{token: probability}`."""
-    flat = [frame for utterance in utterances for frame in utterance]
-
-    def offsets(counts: list[int]) -> Tensor:
-        return torch.tensor([0, *itertools.accumulate(counts)])
-
-    return SparsePosteriors(
-        frame_offsets=offsets([len(utterance) for utterance in utterances]),
-        entry_offsets=offsets([len(frame) for frame in flat]),
-        tokens=torch.tensor([v for frame in flat for v in frame], dtype=torch.int32),
-        log_probs=torch.tensor([p for frame in flat for p in frame.values()]).log(),
-        vocab_size=vocab_size,
-        blank_index=blank_index,
-    ).to(device)
-
-
-def random_utterances(lengths: list[int], vocab_size: int, most: int) -> Utterances:
-    """Peaky frames with 0 to `most` entries, their tokens in no order."""
-
-    def frame() -> Frame:
-        probs = (2 * torch.randn(vocab_size)).softmax(0)
-        count = int(torch.randint(0, min(most, vocab_size) + 1, ()))
-        return {int(v): float(probs[v]) for v in torch.randperm(vocab_size)[:count]}
-
-    return [[frame() for _ in range(length)] for length in lengths]
+from tests.kernels.gradients import JUNK, int64, loss_and_gradient
+from tests.kernels.posteriors import Frame, Utterances, random_utterances, sparse, valueless
 
 
 def dense(frame: Frame, vocab_size: int) -> list[float]:
@@ -58,15 +28,11 @@ def dense(frame: Frame, vocab_size: int) -> list[float]:
     return [frame[v] / scale if v in frame else share for v in range(vocab_size)]
 
 
-def int64(values: Any, device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
-
-
 # --- the support ----------------------------------------------------------------------------
 
 
 def occupancy(
-    utterance: list[Frame], labels: list[int], vocab_size: int, blank_index: int, penalty: float
+    utterance: Sequence[Frame], labels: list[int], vocab_size: int, blank_index: int, penalty: float
 ) -> list[list[float]] | None:
     """`(T, V)` by the sum over every path; None where no path collapses to the labels."""
     probs = []
@@ -258,14 +224,13 @@ def run(
     upstream: list[float],
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    leaf = logits.detach().clone().requires_grad_()
     lengths = int64(compared, logits.device)
-    loss = token_distill_loss(leaf, teacher, support, lengths, **options)
-    assert loss.dtype == torch.float32
-    loss.backward(torch.tensor(upstream, device=logits.device))  # type: ignore[no-untyped-call]
-    assert leaf.grad is not None
-    assert leaf.grad.dtype == logits.dtype
-    return loss.detach().cpu(), leaf.grad.cpu()
+    loss, gradient = loss_and_gradient(
+        lambda leaf: token_distill_loss(leaf, teacher, support, lengths, **options),
+        logits,
+        upstream,
+    )
+    return loss.cpu(), gradient.cpu()
 
 
 def random_support(
@@ -431,7 +396,7 @@ def test_frames_that_do_not_count_never_leak(device: torch.device) -> None:
     counted[0, 0] = counted[0, 2] = counted[0, 3] = counted[1, 0] = counted[1, 1] = True
     # Beyond what is compared, beyond what the teacher has, and what the blank owns.
     clean_loss, clean_gradient = run(logits, teacher, support, [4, 6], [1.0, 3.0])
-    for junk in (torch.nan, torch.inf, -torch.inf, 1e38):
+    for junk in JUNK:
         filled = torch.where(counted[:, :, None], logits, junk)
         loss, gradient = run(filled, teacher, support, [4, 6], [1.0, 3.0])
         assert torch.equal(loss, clean_loss)
@@ -468,17 +433,10 @@ def test_bitwise_reproducible(device: torch.device) -> None:
 def test_no_size_depends_on_values(device: torch.device) -> None:
     """Tensors without data: whatever looked at a value, and so waited for a GPU, would raise."""
     with FakeTensorMode():
-        teacher = SparsePosteriors(
-            frame_offsets=torch.zeros(3, dtype=torch.int64, device=device),
-            entry_offsets=torch.zeros(18, dtype=torch.int64, device=device),
-            tokens=torch.zeros(50, dtype=torch.int32, device=device),
-            log_probs=torch.zeros(50, device=device),
-            vocab_size=7,
-        )
         logits = torch.zeros(2, 9, 7, device=device, requires_grad=True)
         support = random_support(2, 10, 7, 0, device)
         lengths = torch.zeros(2, dtype=torch.int64, device=device)
-        loss = token_distill_loss(logits, teacher, support, lengths)
+        loss = token_distill_loss(logits, valueless(device), support, lengths)
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
         assert gradient.shape == logits.shape
 

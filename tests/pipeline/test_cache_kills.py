@@ -20,39 +20,12 @@ import pytest
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.verify import verify
 from interkd.pipeline.corpus.manifest import read_manifest, write_manifest
+from tests.pipeline import loudness
+
+pytestmark = pytest.mark.xdist_group("nursery")  # one for all of them
 
 KILLS = 200
 UTTERANCES = 14
-
-TEACHER = """
-import torch
-
-from interkd.pipeline.frames import FrameFormula
-from interkd.pipeline.teachers.protocol import TeacherInfo
-
-
-class Loudness:
-    \"\"\"Posteriors of nothing but the frame's samples: the same in every batch.\"\"\"
-
-    info = TeacherInfo(
-        name="loudness",
-        weights_sha256="cd" * 32,
-        tokens=("<blk>", *"abcdefg"),
-        blank_index=0,
-        sample_rate=16000,
-        frame_formula=FrameFormula.parse("1,640,0"),
-    )
-
-    def log_probs(self, waveforms, sample_lengths):
-        frames = -(-waveforms.shape[1] // 640)
-        padded = torch.nn.functional.pad(waveforms, (0, 640 * frames - waveforms.shape[1]))
-        logits = 40 * padded.unflatten(1, (frames, 640))[..., :8]
-        return logits.log_softmax(-1), -(-sample_lengths // 640)
-
-
-def make(*, device, precision):
-    return Loudness()
-"""
 
 # Importing torch takes seconds, a run a tenth of one: a nursery imports once and forks each run.
 NURSERY = """
@@ -63,7 +36,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, sys.argv[1])
-import kill_teacher
+import loudness_of_tests
 from interkd.kernels.stick_breaking import expand_stick_breaking
 from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
 
@@ -106,10 +79,10 @@ class Nursery:
     """Runs cache-teacher in forked processes and kills them when told."""
 
     def __init__(self, folder: Path, manifest: Path) -> None:
-        (folder / "kill_teacher.py").write_text(TEACHER)
+        loudness.copy_to(folder)
         self.errors = folder / "errors.txt"
         self.settings: dict[str, Any] = {
-            "teacher": "python:kill_teacher:make",
+            "teacher": loudness.SPECIFICATION,
             "manifest": str(manifest),
             "device": "cpu",
             "part_minutes": 0.04,

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -28,56 +28,21 @@ from interkd.pipeline.cache.verify import verify
 from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.manifest import read_manifest
-from interkd.pipeline.corpus.tokens import Tokenizer
 from interkd.pipeline.scoring.error_rates import count_errors
-from interkd.pipeline.students.checkpoint import save_student
-from interkd.pipeline.students.config import ConformerConfig, FeatureConfig, StudentConfig
-from interkd.pipeline.students.model import Student
 from interkd.pipeline.teachers.load import load_teacher
 from interkd.pipeline.teachers.protocol import Teacher, TeacherInfo
+from tests.students import conformer, save_untaught
 
 PART_MINUTES = 0.05  # about 18 parts of the tone corpus
 HALF_STEP = np.pi / 4 / 31.4  # of angle5, in the root of a fraction
 
 
-def save_checkpoint(folder: Path, corpus: Any, *, seed: int) -> Path:
-    """A student with random weights whose posteriors are as peaked as a trained one's."""
-    config = StudentConfig(
-        head_layers=(),
-        features=FeatureConfig(mels=24),
-        conformer=ConformerConfig(
-            dim=32,
-            layers=2,
-            attention_heads=2,
-            feed_forward_dim=64,
-            convolution_kernel=7,
-            stride=4,
-        ),
-    )
-    tokenizer = Tokenizer.load(corpus.tokens)
-    torch.manual_seed(seed)
-    student = Student(config, tokenizer.vocab_size).eval()
-    with torch.no_grad():
-        head = student.heads[-1]
-        assert isinstance(head, torch.nn.Linear)
-        head.weight.mul_(8)
-    folder.mkdir()
-    save_student(folder, student, config, tokenizer, {})
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small gain nothing from a second one, and wait for it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tone_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("teacher") / "checkpoint", tone_corpus, seed=0)
+    """A student with random weights whose posteriors are as peaked as a trained one's."""
+    return save_untaught(
+        tmp_path_factory.mktemp("teacher"), conformer(32), tone_corpus.tokens, peaked=8
+    )
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,11 @@ from interkd.pipeline.cluster import dask_cluster
 from interkd.pipeline.cluster.tasks import ClusterSettings, open_workers
 from interkd.pipeline.corpus.prepare import BadRowsError, PrepareConfig, prepare
 from interkd.pipeline.progress import Reporter
+from tests.pipeline import loudness
 
 psutil = pytest.importorskip("psutil")
 LOCAL = ClusterSettings(kind="local", workers=2)
+ONE = ClusterSettings(kind="local", workers=1)  # where a second shows nothing
 PART_MINUTES = 0.05  # about 18 parts of the tone corpus
 
 TASKS = """
@@ -70,51 +72,13 @@ def die_once(marker):
     return path.name
 """
 
-TEACHER = """
-import os
-import signal
-import time
-from pathlib import Path
-
-import torch
-
-from interkd.pipeline.frames import FrameFormula
-from interkd.pipeline.teachers.protocol import TeacherInfo
-
-
-class Loudness:
-    info = TeacherInfo(
-        name="loudness",
-        weights_sha256="cd" * 32,
-        tokens=("<blk>", *"abcdefg"),
-        blank_index=0,
-        sample_rate=16000,
-        frame_formula=FrameFormula.parse("1,640,0"),
-    )
-
-    def log_probs(self, waveforms, sample_lengths):
-        marker = os.environ.get("KILL_ONCE")
-        if marker and not Path(marker).exists():
-            Path(marker).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(float(os.environ.get("SLOW", 0)))
-        frames = -(-waveforms.shape[1] // 640)
-        padded = torch.nn.functional.pad(waveforms, (0, 640 * frames - waveforms.shape[1]))
-        logits = 40 * padded.unflatten(1, (frames, 640))[..., :8]
-        return logits.log_softmax(-1), -(-sample_lengths // 640)
-
-
-def make(*, device, precision):
-    return Loudness()
-"""
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Holds the module of tasks, which workers find on the path that they get from here."""
     path = tmp_path_factory.mktemp("modules")
     (path / "dask_test_tasks.py").write_text(TASKS)
-    (path / "dask_test_teacher.py").write_text(TEACHER)
+    loudness.copy_to(path)
     sys.path.insert(0, str(path))
     yield path
     sys.path.remove(str(path))
@@ -171,7 +135,7 @@ class WorkerKiller(Reporter):
 
 def caching(corpus: Any, out: Path, **changes: Any) -> CacheTeacherConfig:
     settings: dict[str, Any] = {
-        "teacher": "python:dask_test_teacher:make",
+        "teacher": loudness.SPECIFICATION,
         "manifest": corpus.train,
         "out": out,
         "device": "cpu",
@@ -201,7 +165,6 @@ def calm(
     tone_corpus: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, CacheTeacherSummary]:
     """A store of one process, and its summary."""
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("stores") / "calm"
     return out, cache_teacher(caching(tone_corpus, out))
 
@@ -252,7 +215,7 @@ def test_a_task_that_kills_every_worker_is_an_error(
 
 def test_an_error_is_raised_as_it_is(tasks: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
-    with open_workers(LOCAL, tasks=2) as workers:
+    with open_workers(LOCAL, tasks=1) as workers:
         with pytest.raises(Exception, match="row 3; expected another, got 3; mend it") as caught:
             list(workers.run(tasks.refuse_three, range(1000)))
         assert type(caught.value).__name__ == "CorpusError"
@@ -273,7 +236,7 @@ def test_errors_survive_pickling() -> None:
 def test_connections_need_the_clusters_certificate(tasks: ModuleType) -> None:
     from distributed import Client
 
-    with open_workers(LOCAL, tasks=2) as workers:
+    with open_workers(LOCAL, tasks=1) as workers:
         address = workers._client.scheduler.address  # type: ignore[attr-defined]
         assert address.startswith("tls://127.0.0.1:")
         page = workers._client.scheduler_info()["services"]["dashboard"]  # type: ignore[attr-defined]
@@ -314,7 +277,7 @@ def test_verify_names_the_same_problems_and_stats_the_same_error(
     assert killer.killed
     shutil.copy(calm[0] / "part-00002.zip", broken)
     with pytest.raises(CorruptStoreError, match=r"part-0000[49]"):
-        stats(broken, cluster=LOCAL)
+        stats(broken, cluster=ONE)
 
 
 def test_compact_while_a_worker_is_killed(
@@ -347,7 +310,7 @@ def test_prepare_names_every_bad_row(tone_corpus: Any, tmp_path: Path) -> None:
     bad = source.with_name("bad.jsonl")
     lines = source.read_text().splitlines()
     bad.write_text("\n".join(line.replace("-005.flac", "-none.flac") for line in lines))
-    config = PrepareConfig(sources=bad, out=tmp_path, tokens=tone_corpus.tokens, cluster=LOCAL)
+    config = PrepareConfig(sources=bad, out=tmp_path, tokens=tone_corpus.tokens, cluster=ONE)
     with pytest.raises(BadRowsError, match=r"bad\.jsonl:6"):
         prepare(config)
 
@@ -384,7 +347,7 @@ def test_parts_are_shared_with_a_writer_outside_the_cluster(
     calm: tuple[Path, CacheTeacherSummary], tone_corpus: Any, tmp_path: Path, folder: Path
 ) -> None:
     config = caching(tone_corpus, tmp_path / "store", cluster=LOCAL)
-    other = subprocess.Popen(command(config, "none"), env=environment(folder, SLOW="1"))
+    other = subprocess.Popen(command(config, "none"), env=environment(folder, SLOW="2"))
     while not (config.out / "part-00000.zip").exists():
         assert other.poll() is None
         time.sleep(0.05)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from interkd.cli.main import main
@@ -17,49 +15,14 @@ from interkd.pipeline.cache.inspect import info
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.transcripts import transcribe_store
 from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.config import as_plain
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.corpus.prepare import PrepareConfig, prepare
 from interkd.pipeline.scoring.compare import compare
 from interkd.pipeline.scoring.report import ScoreReport, read_report
+from tests.students import conformer, steps_of, training
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small gain nothing from a second one, and wait for it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def settings(corpus: Any, *, dim: int, epochs: int) -> dict[str, Any]:
-    return {
-        "data": {
-            "train_manifest": str(corpus.train),
-            "dev_manifest": str(corpus.dev),
-            "tokenizer": str(corpus.tokens),
-            "batch_seconds": 12.0,
-            "buckets": 3,
-            "decode_threads": 0,
-        },
-        "student": {
-            "head_layers": [1],
-            "features": {"mels": 24},
-            "conformer": {
-                "dim": dim,
-                "layers": 2,
-                "attention_heads": 2,
-                "feed_forward_dim": 2 * dim,
-                "convolution_kernel": 7,
-                "dropout": 0.0,
-                "stride": 4,
-            },
-        },
-        "optimiser": {"learning_rate": 5e-3, "warmup_steps": 5},
-        "epochs": epochs,
-        "dev_every": epochs,
-        "device": "cpu",
-    }
+pytestmark = pytest.mark.xdist_group("road")  # walked once, not by each worker
 
 
 @dataclass(frozen=True)
@@ -70,8 +33,7 @@ class Road:
 
     def log(self, run: str) -> list[dict[str, Any]]:
         """The training steps of a run."""
-        lines = (self.root / run / "log.jsonl").read_text().splitlines()
-        return [row for row in map(json.loads, lines) if "loss" in row]
+        return steps_of(self.root / run)
 
     def report(self, name: str) -> ScoreReport:
         return read_report(self.root / "scores" / name)
@@ -82,8 +44,17 @@ def road(tone_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Road:
     """Every command once, as a user would give them."""
     root = tmp_path_factory.mktemp("road")
     for name, dim, epochs in (("teacher", 48, 36), ("student", 24, 25)):
-        text = yaml.safe_dump(settings(tone_corpus, dim=dim, epochs=epochs))
-        (root / f"{name}.yaml").write_text(text)
+        config = training(
+            tone_corpus,
+            root / name,
+            data={"decode_threads": 0},
+            student=conformer(dim, dropout=0.0),
+            epochs=epochs,
+            dev_every=epochs,
+        )
+        settings = as_plain(config)
+        del settings["objective"]  # each command has its own
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(settings))
 
     def run(*arguments: object) -> None:
         main([str(argument) for argument in arguments])
@@ -233,3 +204,36 @@ def test_real_teacher_on_real_speech(
     assert summary.bytes_a_frame < 8  # short parts: their own bytes weigh more than in an hour
     main(["cache", "decode", str(store), "--manifest", str(manifest)])
     assert f"{summary.teacher_wer:.2f} %" in capsys.readouterr().out
+
+
+def test_speeds_are_heard_by_teacher_and_student(
+    road: Road, tone_corpus: Any, tmp_path: Path
+) -> None:
+    """Every command on a corpus at three speeds; the teacher, run again, says the same of each."""
+    source = tone_corpus.root / "audio" / "dev" / "source.jsonl"
+    data, store, run = tmp_path / "data", tmp_path / "store", tmp_path / "run"
+    manifest, teacher = data / "manifest.jsonl", road.root / "teacher"
+
+    def interkd(*arguments: object) -> None:
+        main([str(argument) for argument in arguments])
+
+    prepared = ("prepare", source, "--out", data, "--tokens", tone_corpus.tokens)
+    interkd(*prepared, "--speeds", "0.9,1,1.1")
+    heard = ("--teacher", f"interkd:{teacher}", "--manifest", manifest, "--device", "cpu")
+    interkd("cache-teacher", *heard, "--out", store, "--batch-seconds", 9)
+    interkd("cache", "verify", store, "--sample", 24, *heard)
+    changes = ("--set", f"data.train_manifest={manifest}", "--set", "epochs=1")
+    trained = ("train-student", "--config", road.root / "student.yaml", "--store", store)
+    interkd(*trained, *changes, "--out", run)
+    scored = ("--manifest", manifest, "--device", "cpu", "--bootstrap-samples", 10)
+    interkd("score", "--checkpoint", run, "--out", tmp_path / "score", *scored)
+
+    utterances, opened = read_manifest(manifest).utterances, TeacherStore.open(store)
+    assert [u.speed for u in utterances] == 8 * [1.0, 0.9, 1.1]
+    assert len({u.audio_identity for u in utterances}) == 24
+    for utterance in utterances:
+        assert opened.audio_hash(utterance.utt_id) == utterance.audio_identity
+        frames = opened.fingerprint.frame_formula.count(utterance.samples)
+        assert opened.frame_count(utterance.utt_id) == frames
+    seconds = sum(utterance.duration for utterance in utterances)
+    assert read_report(tmp_path / "score").results.audio_seconds == pytest.approx(seconds)

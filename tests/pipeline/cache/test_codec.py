@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from interkd.kernels.errors import StoreError
 from interkd.kernels.stick_breaking import expand_stick_breaking
 from interkd.pipeline.cache.codec import QUANTISERS, encode_frames, get_quantiser, pack_codes
+from tests.properties import examples
 
 NAMES = sorted(QUANTISERS)
 
@@ -54,7 +55,7 @@ def random_frames(seed: int, frames: int, vocab_size: int, sharpness: float) -> 
     return logits.log_softmax(-1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     seed=st.integers(0, 10_000),
     vocab_size=st.sampled_from([2, 3, 29, 300]),

@@ -24,6 +24,7 @@ from interkd.pipeline.cache.reencode import break_sparse, reencode, truncate
 from interkd.pipeline.cache.verify import verify
 from interkd.pipeline.cache.versions import layout_of
 from interkd.pipeline.cache.writer import EncodedUtterance, StoreWriter
+from tests.properties import examples
 
 if TYPE_CHECKING:
     from tests.pipeline.cache.conftest import StoreMaker
@@ -107,7 +108,7 @@ def test_utterances_are_left_out(store: Path, tmp_path: Path, way: str) -> None:
     assert payloads(tmp_path / "new") == {utt_id: old[utt_id] for utt_id in kept}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     kind=st.sampled_from(["peaky", "flat", "ties", "zeros"]),
     source=st.sampled_from(["angle7", "angle15"]),
@@ -164,7 +165,7 @@ def test_reencoding_fine_codes_is_encoding(maker: StoreMaker) -> None:
     assert compare_frames(found, direct, 29).identical.mean() > 0.98
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(
     kind=st.sampled_from(["peaky", "flat", "ties", "zeros"]),
     mass=st.sampled_from([0.999, 0.9, 0.5, 0.1]),

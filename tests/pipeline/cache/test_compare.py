@@ -19,6 +19,7 @@ from interkd.pipeline.cache.compare import (
 from interkd.pipeline.cache.inspect import decode_store, info
 from interkd.pipeline.cache.layout import Expanded
 from interkd.pipeline.cache.reader import TeacherStore
+from tests.properties import examples
 
 if TYPE_CHECKING:
     from tests.pipeline.cache.conftest import StoreMaker
@@ -66,7 +67,7 @@ def reference(left: Frame, right: Frame) -> tuple[float, float, float]:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(data=st.data(), count=st.integers(0, 4))
 def test_divergences_are_those_of_the_shared_tokens_and_one_bucket(
     data: st.DataObject, count: int

@@ -4,6 +4,7 @@ import itertools
 import pickle
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from interkd.pipeline.cache.writer import EncodedUtterance
 from interkd.pipeline.corpus.batches import BatchSampler
 from interkd.pipeline.corpus.manifest import Utterance
 from interkd.pipeline.training.inputs import parts_as_groups
+from tests.properties import examples
 
 if TYPE_CHECKING:
     from tests.pipeline.cache.conftest import StoreMaker
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 KINDS = ("peaky", "flat", "ties", "zeros")
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(12), suppress_health_check=[HealthCheck.too_slow])
 @given(
     vocab_size=st.sampled_from([2, 3, 29, 256, 257, 65_536, 65_537, 70_000]),
     lengths=st.lists(st.sampled_from([0, 1, 2, 5]), min_size=1, max_size=5),
@@ -123,15 +125,15 @@ def test_threads_read_the_same(store: Path) -> None:
         assert torch.equal(found[i], expected.targets(order).tokens)
 
 
-def utterance(maker: StoreMaker, utt_id: str, audio_of: str) -> EncodedUtterance:
-    none = np.zeros(0, dtype=np.uint8)
-    return EncodedUtterance(
+def utterance(maker: StoreMaker, utt_id: str, audio_of: str) -> Utterance:
+    return Utterance(
         utt_id=utt_id,
+        audio_path=Path(f"{utt_id}.wav"),
+        samples=64_000,
+        sample_rate=16_000,
+        text="a",
         audio_hash=maker.audio_hash(audio_of),
-        blank=none,
-        tokens=none,
-        fractions=none,
-        samples=0,
+        source_rate=16_000,
     )
 
 
@@ -158,18 +160,7 @@ def test_a_store_larger_than_its_memory_is_gone_through_part_by_part(
     path = maker.write(
         tmp_path / "store", maker.utterances(fingerprint, [200] * 24), fingerprint, parts=8
     )
-    corpus = [
-        Utterance(
-            utt_id=utt_id,
-            audio_path=tmp_path / f"{utt_id}.wav",
-            samples=64_000,
-            sample_rate=16_000,
-            text="a",
-            audio_hash=maker.audio_hash(utt_id),
-            source_rate=16_000,
-        )
-        for utt_id in TeacherStore.open(path).utterance_ids
-    ]
+    corpus = [utterance(maker, utt_id, utt_id) for utt_id in TeacherStore.open(path).utterance_ids]
     assert parts_as_groups(None, corpus) == {}
     assert parts_as_groups(TeacherStore.open(path), corpus) == {}
     three_parts = 3.5 * 4 * (path / "part-00000.zip").stat().st_size / 1e9
@@ -205,6 +196,9 @@ def test_a_corpus_is_required_by_id_and_by_audio(maker: StoreMaker, store: Path)
     changed = utterance(maker, "utterance-3", "new")
     with pytest.raises(StoreError, match=r"other audio for 1 utterances.*'utterance-3'"):
         opened.require([known, changed])
+    faster = replace(known, speed=1.1)
+    with pytest.raises(StoreError, match=r"other audio for 1 utterances.*'utterance-0'"):
+        opened.require([faster, utterance(maker, "utterance-3", "utterance-3")])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,6 +18,7 @@ from interkd.pipeline.cache.codec import get_quantiser
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.verify import verify
 from interkd.pipeline.cache.writer import StoreWriter
+from tests.properties import examples
 
 if TYPE_CHECKING:
     from tests.pipeline.cache.conftest import StoreMaker
@@ -41,7 +42,7 @@ def fractions_of(probs: Float64Array, tokens: list[int], blank_index: int = 0) -
     return np.array(shares)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
 @given(
     vocab_size=st.sampled_from([2, 3, 29, 256, 257, 65_537, 70_000]),
     lengths=st.lists(st.sampled_from([0, 1, 4]), min_size=1, max_size=4),

@@ -20,6 +20,7 @@ from interkd.pipeline.students.config import (
 )
 from interkd.pipeline.students.features import LogMel
 from interkd.pipeline.students.model import Student
+from tests.students import JASPER
 
 SMALL = {
     "conformer": StudentConfig(
@@ -29,14 +30,7 @@ SMALL = {
     ),
     "jasper-mini": StudentConfig(
         encoder="jasper-mini",
-        jasper=JasperConfig(
-            stem_channels=16,
-            block_channels=(16, 24),
-            block_kernels=(5, 7),
-            repeat=2,
-            dilated_kernel=5,
-            last_channels=(24, 32),
-        ),
+        jasper=replace(JASPER, stride=2),
     ),
 }
 

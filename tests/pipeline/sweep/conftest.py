@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from interkd.pipeline.config import as_plain
 from interkd.pipeline.sweep.results import (
     HeadScore,
     RunResult,
@@ -20,25 +21,7 @@ from interkd.pipeline.sweep.results import (
     write_result,
 )
 from interkd.pipeline.sweep.runs import Run, stored_settings
-
-BASE: dict[str, Any] = {
-    "student": {
-        "head_layers": [1],
-        "features": {"mels": 24},
-        "conformer": {
-            "dim": 16,
-            "layers": 2,
-            "attention_heads": 2,
-            "feed_forward_dim": 32,
-            "convolution_kernel": 7,
-            "stride": 4,
-        },
-    },
-    "objective": {"recipe": "inter-ctc"},
-    "optimiser": {"learning_rate": 5e-3, "warmup_steps": 5},
-    "epochs": 2,
-    "device": "cpu",
-}
+from tests.students import conformer, training
 
 WriteSweep = Callable[..., Path]
 
@@ -48,18 +31,8 @@ def write_sweep(tone_corpus: Any, tmp_path: Path) -> WriteSweep:
     """Writes base.yaml and sweep.yaml of two recipes and two seeds; returns the latter."""
 
     def write(base: dict[str, Any] | None = None, /, **changes: Any) -> Path:
-        settings = {
-            "data": {
-                "train_manifest": str(tone_corpus.train),
-                "dev_manifest": str(tone_corpus.dev),
-                "tokenizer": str(tone_corpus.tokens),
-                "batch_seconds": 12,
-                "buckets": 3,
-            },
-            **BASE,
-            "out": "ignored",
-            **(base or {}),
-        }
+        config = training(tone_corpus, Path("ignored"), student=conformer(16), epochs=2)
+        settings = {**as_plain(config), **(base or {})}
         (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
         values: dict[str, Any] = {
             "base": "base.yaml",

@@ -32,6 +32,7 @@ from interkd.pipeline.sweep.worker import (
     write_job,
 )
 from interkd.pipeline.sweep.worker import main as work
+from tests.students import steps_of
 
 WriteSweep = Callable[..., Path]
 WriteResult = Callable[..., None]
@@ -71,6 +72,19 @@ def worker_of(name: str) -> int:
     raise AssertionError(f"no worker of {name}")
 
 
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes lines of shell the worker of every run."""
+
+    def write(lines: str) -> None:
+        script = tmp_path / "worker"
+        script.write_text(f"#!/bin/sh\n{lines}\n")
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(script))
+
+    return write
+
+
 def standing(sweep: SweepConfig) -> list[str]:
     return [row.state for row in states(sweep)]
 
@@ -78,7 +92,11 @@ def standing(sweep: SweepConfig) -> list[str]:
 def test_stopped_and_killed_runs_go_on_and_finished_ones_are_left_alone(
     write_sweep: WriteSweep,
 ) -> None:
-    path = write_sweep({"epochs": EPOCHS, "dev_every": 15, "checkpoint_minutes": 0.001})
+    long = {"objective.recipe": "ctc", "epochs": EPOCHS, "dev_every": 15}
+    path = write_sweep(
+        {"checkpoint_minutes": 0.001},
+        runs=[{"name": "ctc", "set": long}, {"name": "inter-ctc"}],  # the second is never stopped
+    )
     sweep = read_sweep(path)
     assert standing(sweep) == ["waiting"] * 4
     process = subprocess.Popen(
@@ -118,10 +136,10 @@ def test_stopped_and_killed_runs_go_on_and_finished_ones_are_left_alone(
     assert standing(sweep) == ["done"] * 4
     for run in expand(sweep):
         result = read_result(run.result)
-        assert (result.trained.steps, result.trained.epochs) == (6 * EPOCHS, EPOCHS)
-        log = [json.loads(line) for line in (run.config.out / "log.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in log if "loss" in row] == list(range(1, 6 * EPOCHS + 1))
-        assert [row["epochs_done"] for row in result.curve] == [15, 30]
+        epochs = run.config.epochs
+        assert (result.trained.steps, result.trained.epochs) == (6 * epochs, epochs)
+        assert [row["step"] for row in steps_of(run.config.out)] == list(range(1, 6 * epochs + 1))
+        assert [row["epochs_done"] for row in result.curve] == ([15, 30] if epochs > 2 else [1, 2])
         best = json.loads((run.config.out / "best.json").read_text())
         assert best["checkpoint"] == f"checkpoints/{result.trained.best}"
         final = result.scores["dev"].heads[-1]
@@ -181,13 +199,10 @@ def test_time_that_is_up_starts_nothing_new(write_sweep: WriteSweep) -> None:
 
 @pytest.mark.parametrize("deaf", [False, True])
 def test_signals_stop_the_runs_and_a_second_one_kills_them(
-    write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf: bool
+    write_sweep: WriteSweep, stand_in: Callable[[str], None], deaf: bool
 ) -> None:
-    script = tmp_path / "worker"
     trap = "trap '' USR2\n" if deaf else ""
-    script.write_text(f"#!/bin/sh\n{trap}echo ready\nexec sleep 60\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
+    stand_in(f"{trap}echo ready\nexec sleep 60")
     sweep = read_sweep(write_sweep(jobs=3))
     logs = [run.log for run in expand(sweep)[:3]]
 
@@ -212,12 +227,9 @@ def test_signals_stop_the_runs_and_a_second_one_kills_them(
 
 
 def test_only_a_result_makes_a_run_done(
-    write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_sweep: WriteSweep, stand_in: Callable[[str], None]
 ) -> None:
-    script = tmp_path / "worker"
-    script.write_text("#!/bin/sh\necho all is well\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
+    stand_in("echo all is well")
     sweep = read_sweep(write_sweep())
     outcome = run_sweep(sweep, only=["ctc-seed1"])
     (failure,) = outcome.failed
@@ -226,12 +238,9 @@ def test_only_a_result_makes_a_run_done(
 
 
 def test_devices_are_given_in_turn(
-    write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_sweep: WriteSweep, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = tmp_path / "worker"
-    script.write_text("#!/bin/sh\nexec sleep 0.5\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
+    stand_in("exec sleep 0.5")
     monkeypatch.setattr(driver, "resolve_device", lambda name: name)
     sweep = read_sweep(write_sweep())
     run_sweep(sweep, jobs=4, devices=["cuda:0", "cuda:1"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,55 +14,19 @@ from interkd.kernels.sparse import SparsePosteriors
 from interkd.kernels.token_distill import TokenSupport, token_distill_loss
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
-from interkd.pipeline.corpus.tokens import Tokenizer
 from interkd.pipeline.progress import Reporter
-from interkd.pipeline.students.checkpoint import save_student
-from interkd.pipeline.students.config import (
-    ConformerConfig,
-    FeatureConfig,
-    JasperConfig,
-    StudentConfig,
-)
-from interkd.pipeline.students.model import Student
+from interkd.pipeline.students.config import StudentConfig
 from interkd.pipeline.training import step, trainer
-from interkd.pipeline.training.config import (
-    DataConfig,
-    OptimiserConfig,
-    SpecAugmentConfig,
-    TrainConfig,
-)
+from interkd.pipeline.training.config import OptimiserConfig, SpecAugmentConfig, TrainConfig
 from interkd.pipeline.training.data import Batch
 from interkd.pipeline.training.graphed_step import refill, with_room
 from interkd.pipeline.training.recipes import ObjectiveConfig
+from tests.students import FEATURES, JASPER, conformer, losses, save_untaught, training
 
-FEATURES = FeatureConfig(mels=24)
 STUDENTS = {
-    "conformer": StudentConfig(
-        features=FEATURES,
-        head_layers=(1,),
-        conformer=ConformerConfig(
-            dim=32,
-            layers=2,
-            attention_heads=2,
-            feed_forward_dim=64,
-            convolution_kernel=7,
-            dropout=0.0,
-            stride=4,
-        ),
-    ),
+    "conformer": conformer(32, dropout=0.0),
     "jasper-mini": StudentConfig(
-        encoder="jasper-mini",
-        features=FEATURES,
-        head_layers=(3,),
-        jasper=JasperConfig(
-            stride=4,
-            stem_channels=16,
-            block_channels=(16, 24),
-            block_kernels=(5, 7),
-            repeat=2,
-            dilated_kernel=5,
-            last_channels=(24, 32),
-        ),
+        encoder="jasper-mini", features=FEATURES, head_layers=(3,), jasper=JASPER
     ),
 }
 
@@ -72,10 +35,7 @@ STUDENTS = {
 def store(tone_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Posteriors of a teacher that never learnt anything."""
     root = tmp_path_factory.mktemp("untaught")
-    tokenizer = Tokenizer.load(tone_corpus.tokens)
-    torch.manual_seed(0)
-    config = STUDENTS["conformer"]
-    save_student(root, Student(config, tokenizer.vocab_size), config, tokenizer, {})
+    save_untaught(root, STUDENTS["conformer"], tone_corpus.tokens)
     out = root / "store.teacher.zarr"
     cache_teacher(
         CacheTeacherConfig(
@@ -86,28 +46,19 @@ def store(tone_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(corpus: Any, store: Path, out: Path, **changes: Any) -> TrainConfig:
-    config = TrainConfig(
-        data=DataConfig(
-            train_manifest=corpus.train,
-            dev_manifest=corpus.dev,
-            tokenizer=corpus.tokens,
-            batch_seconds=9,
-            buckets=3,
-        ),
+    config = training(
+        corpus,
+        out,
+        data={"batch_seconds": 9.0},
         store=store,
-        out=out,
         student=STUDENTS["conformer"],
+        objective=ObjectiveConfig(),
         optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=5),
         epochs=5,
         dev_every=5,
         cuda_graphs=True,
     )
     return replace(config, **changes)
-
-
-def losses(run: Path) -> list[float]:
-    lines = (run / "log.jsonl").read_text().splitlines()
-    return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
 
 @pytest.mark.parametrize("encoder", sorted(STUDENTS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -16,52 +15,25 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.config import as_plain
-from interkd.pipeline.students.config import ConformerConfig, FeatureConfig, StudentConfig
-from interkd.pipeline.training.config import (
-    DataConfig,
-    OptimiserConfig,
-    SpecAugmentConfig,
-    TrainConfig,
-)
+from interkd.pipeline.training.config import SpecAugmentConfig, TrainConfig
 from interkd.pipeline.training.recipes import ObjectiveConfig
 from interkd.pipeline.training.trainer import train
+from tests.students import conformer, last_weights, losses, training
 
 
 def settings(corpus: Any, out: Path, **changes: Any) -> TrainConfig:
     """Two batches a step, with all that is random in a step switched on."""
-    config = TrainConfig(
-        data=DataConfig(
-            train_manifest=corpus.train,
-            dev_manifest=corpus.dev,
-            tokenizer=corpus.tokens,
-            batch_seconds=5,
-            buckets=3,
-            batches_a_step=2,
-        ),
-        out=out,
-        student=StudentConfig(
-            head_layers=(1,),
-            features=FeatureConfig(mels=24),
-            conformer=ConformerConfig(
-                dim=16,
-                layers=2,
-                attention_heads=2,
-                feed_forward_dim=32,
-                convolution_kernel=7,
-                dropout=0.1,
-                stride=4,
-            ),
-        ),
-        objective=ObjectiveConfig(recipe="inter-ctc"),
-        optimiser=OptimiserConfig(learning_rate=5e-3, warmup_steps=5),
+    data = {"batch_seconds": 5.0, "batches_a_step": 2}
+    config = training(
+        corpus,
+        out,
+        data=data,
+        student=conformer(16),
         spec_augment=SpecAugmentConfig(time_width=8, frequency_width=6),
-        epochs=3,
         dev_every=3,
-        device="cpu",
     )
     return replace(config, **changes)
 
@@ -100,22 +72,11 @@ class Together:
         return "\n".join(output.read_text() for output in self.outputs)
 
 
-def losses(run: Path) -> list[float]:
-    lines = (run / "log.jsonl").read_text().splitlines()
-    return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    pointer = json.loads((run / "last.json").read_text())
-    loaded: dict[str, torch.Tensor] = load_file(run / pointer["checkpoint"] / "model.safetensors")
-    return loaded
-
-
 def assert_same_run(one: Path, other: Path) -> None:
     torch.testing.assert_close(
         torch.tensor(losses(one)), torch.tensor(losses(other)), rtol=1e-4, atol=0
     )
-    mine, theirs = weights(one), weights(other)
+    mine, theirs = last_weights(one), last_weights(other)
     for name, weight in mine.items():
         # A bias before a batch norm has no gradient but rounding, which Adam makes steps of.
         if name.startswith("heads."):

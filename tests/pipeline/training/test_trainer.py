@@ -20,60 +20,21 @@ from interkd.kernels.errors import CheckpointError, ConfigError
 from interkd.pipeline.config import as_plain
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.students.checkpoint import load_student
-from interkd.pipeline.students.config import ConformerConfig, FeatureConfig, StudentConfig
-from interkd.pipeline.training.config import (
-    DataConfig,
-    OptimiserConfig,
-    SpecAugmentConfig,
-    TrainConfig,
-)
+from interkd.pipeline.training.config import SpecAugmentConfig, TrainConfig
 from interkd.pipeline.training.ranks import Ranks
 from interkd.pipeline.training.recipes import ObjectiveConfig
 from interkd.pipeline.training.trainer import Trainer, train
+from tests.students import last_weights, log_rows, losses, training
 
 
 def tiny(corpus: Any, out: Path, **changes: Any) -> TrainConfig:
-    """A student that trains in seconds."""
-    config = TrainConfig(
-        data=DataConfig(
-            train_manifest=corpus.train,
-            dev_manifest=corpus.dev,
-            tokenizer=corpus.tokens,
-            batch_seconds=12,
-            buckets=3,
-        ),
-        out=out,
-        student=StudentConfig(
-            head_layers=(1,),
-            features=FeatureConfig(mels=24),
-            conformer=ConformerConfig(
-                dim=32,
-                layers=2,
-                attention_heads=2,
-                feed_forward_dim=64,
-                convolution_kernel=7,
-                stride=4,
-            ),
-        ),
-        objective=ObjectiveConfig(recipe="inter-ctc"),
-        optimiser=OptimiserConfig(learning_rate=5e-3, warmup_steps=5),
-        epochs=3,
-        device="cpu",
-        stop_signal="SIGUSR2",
-    )
-    return replace(config, **changes)
+    """A student that trains in seconds, and stops at SIGUSR2."""
+    return training(corpus, out, **{"stop_signal": "SIGUSR2", **changes})
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
     """The log without wall-clock times."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
-
-def last_weights(run: Path) -> dict[str, torch.Tensor]:
-    pointer = json.loads((run / "last.json").read_text())
-    weights: dict[str, torch.Tensor] = load_file(run / pointer["checkpoint"] / "model.safetensors")
-    return weights
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in log_rows(run)]
 
 
 def test_training_lowers_loss_and_error_rate(tone_corpus: Any, tmp_path: Path) -> None:
@@ -206,11 +167,10 @@ def test_two_views_need_augmentation(tone_corpus: Any, tmp_path: Path) -> None:
     assert not config.out.exists()
     augmented = replace(config, spec_augment=SpecAugmentConfig(time_width=8, frequency_width=6))
     result = train(augmented)
-    consistent = [row["loss"] for row in rows(config.out) if "loss" in row]
-    assert result.steps == len(consistent)
+    steps = len(losses(config.out))
+    assert result.steps == steps
     train(replace(augmented, objective=ObjectiveConfig(recipe="ctc"), out=tmp_path / "one-view"))
-    one_view = [row["loss"] for row in rows(tmp_path / "one-view") if "loss" in row]
-    assert len(one_view) == len(consistent)
+    assert len(losses(tmp_path / "one-view")) == steps
 
 
 def test_self_conditioned_recipe_trains_a_self_conditioned_student(

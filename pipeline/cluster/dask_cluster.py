@@ -22,13 +22,14 @@ from distributed import Client, LocalCluster, Security, WorkerPlugin, get_worker
 from distributed.scheduler import KilledWorker
 
 from interkd.kernels.errors import ClusterError, InterkdError
+from interkd.pipeline.cluster.dask_check import SlurmCheck
 from interkd.pipeline.cluster.profile import Profile, read_profile
 from interkd.pipeline.cluster.tasks import ClusterSettings, Message, TaskFuture, Workers, cores
+from interkd.pipeline.cluster.words import shell_word
 
 DEATHS_BORNE = 5  # workers that one task may outlive: a job may be preempted, but not for ever
 _NO_PORT = "127.0.0.1:0"  # Dask always serves HTTP: here any free port, and no page
 _POLL_SECONDS = 5.0
-_POLLS_WITHOUT_JOBS = 4
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -149,7 +150,7 @@ def open_dask_workers(
             jobs = math.ceil(workers / processes)
             # A job that ends is followed by another; `scale` would not see to that.
             cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
-            check = _SlurmCheck(cluster, logs, message)
+            check = SlurmCheck(cluster, logs, message)
         client = stack.enter_context(Client(cluster, security=security, set_as_default=False))
         yield DaskWorkers(client, workers, check)
 
@@ -246,8 +247,11 @@ def jobqueue_options(
             *profile.sbatch,
         ],
         "job_script_prologue": list(profile.prologue),
-        "python": shlex.join(
-            [*profile.container, "python" if profile.container else sys.executable]
+        "python": " ".join(
+            [
+                *map(shell_word, profile.container),
+                "python" if profile.container else shlex.quote(sys.executable),
+            ]
         ),
         "worker_extra_args": [*extra, "--memory-limit", "0", "--no-dashboard"],  # Slurm has one
     }
@@ -271,48 +275,3 @@ def _try_submission(script: str) -> None:
         raise ClusterError(
             "Slurm refuses the job of the profile", got=error.stderr.strip()
         ) from error
-
-
-class _SlurmCheck:
-    """Tells what a user waits for while there is no worker, and when none can come any more."""
-
-    def __init__(self, cluster: Any, logs: Path, message: Message) -> None:
-        self.cluster, self.logs, self.message = cluster, logs, message
-        self.told = ""
-        self.polls_without_jobs = 0
-
-    def __call__(self) -> None:
-        """Compares workers and jobs.
-
-        Raises:
-            ClusterError: If there is neither a worker nor a job for a while.
-        """
-        if self.cluster.scheduler_info["workers"]:
-            self.polls_without_jobs, self.told = 0, ""
-            return
-        jobs = self._jobs()
-        self.polls_without_jobs = 0 if jobs else self.polls_without_jobs + 1
-        if self.polls_without_jobs >= _POLLS_WITHOUT_JOBS:
-            raise ClusterError(
-                "every Slurm job ended, none reached this process",
-                got=self._last_line(),
-                remedy="check the profile, and that the nodes can connect to this host",
-            )
-        if jobs and jobs != self.told:
-            self.message(f"waiting for Slurm: {jobs}")
-            self.told = jobs
-
-    def _jobs(self) -> str:
-        """The jobs' states as squeue has them; empty if there is none left."""
-        ids = [job.job_id for job in self.cluster.workers.values() if job.job_id]
-        if not ids:
-            return ""
-        command = ["squeue", "--noheader", "--jobs", ",".join(ids), "--format", "%i %T (%r)"]
-        done = subprocess.run(command, text=True, capture_output=True, check=False)
-        return ", ".join(line.strip() for line in done.stdout.splitlines())
-
-    def _last_line(self) -> str | None:
-        """The last words of a job."""
-        logs = sorted(self.logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
-        texts = [path.read_text(errors="replace").strip() for path in logs]
-        return next((text.splitlines()[-1] for text in reversed(texts) if text), None)

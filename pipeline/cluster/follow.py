@@ -2,65 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from interkd.kernels.errors import ClusterError
-from interkd.pipeline.cluster.submit import Submitted, slurm
+from interkd.pipeline.cluster.states import ENDED, GONE, TaskState, accounted, look
+from interkd.pipeline.cluster.submit import Submitted
 
-_FIELD = re.compile(r"(?:^|\s)(JobState|Reason|ExitCode|Restarts|JobId|ArrayTaskId)=(\S*)")
-_GOING_ON = {
-    "PENDING",
-    "RUNNING",
-    "SUSPENDED",
-    "COMPLETING",
-    "CONFIGURING",
-    "REQUEUED",
-    "REQUEUE_HOLD",
-    "REQUEUE_FED",
-    "SPECIAL_EXIT",
-    "SIGNALING",
-    "STAGE_OUT",
-    "STOPPED",
-    "RESIZING",
-}
-_GONE = "GONE"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskState:
-    """A job, or one task of an array, as Slurm has it.
-
-    Attributes:
-        state: Slurm's word, such as `RUNNING`; `GONE` where it knows the job no longer.
-        reason: Why it waits, or ended.
-        exit_code: Of its script; 128 and more for a signal.
-        restarts: How often it was requeued.
-        job_id: Its own.
-        task: Its number in an array.
-    """
-
-    state: str
-    reason: str = ""
-    exit_code: int = 0
-    restarts: int = 0
-    job_id: str = ""
-    task: str = ""
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether more is to come."""
-        return self.state in _GOING_ON
-
-    def __str__(self) -> str:
-        text = self.state.lower()
-        if self.state == "PENDING" and self.reason not in ("", "None"):
-            text += f" ({self.reason})"
-        return text
+_LOOKS_AFTER_THE_END = 2  # a job on its way back into the queue looks ended for a moment
+_ACCOUNTING_SECONDS = 600.0  # so long may accounting lag behind a controller that has forgotten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +29,7 @@ class Failure:
 def follow(
     jobs: Sequence[Submitted], *, poll_seconds: float, message: Callable[[str], None]
 ) -> list[Failure]:
-    """Waits until every job has ended.
+    """Waits until every job has ended, however long Slurm does not answer.
 
     Args:
         jobs: Submitted.
@@ -84,113 +38,135 @@ def follow(
 
     Returns:
         The jobs that failed; empty where all succeeded.
+
+    Raises:
+        ClusterError: If there is no `scontrol` to ask.
     """
-    told: dict[str, str] = {}
-    ended: dict[str, list[TaskState]] = {}
-    suspected: set[str] = set()
-    while len(ended) < len(jobs):
-        for job in jobs:
-            if job.job_id in ended:
-                continue
-            tasks = look(job.job_id)
-            if tasks is None:  # the controller does not answer: it may at the next look
-                continue
-            text = _summary(tasks)
-            if told.get(job.job_id) != text:
-                told[job.job_id] = text
-                message(f"{job.written.job.name} ({job.job_id}): {text}")
-            if any(task.goes_on for task in tasks):
-                suspected.discard(job.job_id)
-            elif job.job_id not in suspected:  # a job on its way back into the queue looks so, too
-                suspected.add(job.job_id)
+    if shutil.which("scontrol") is None:
+        raise ClusterError(
+            "scontrol is not on the PATH", remedy="the jobs are in the queue: squeue --me"
+        )
+    followed = [_Followed(job) for job in jobs]
+    is_silent = False
+    while True:
+        try:
+            for job in followed:
+                if not job.is_over:
+                    job.look(message)
+            is_silent = False
+        except ClusterError as error:  # of all jobs: each look may take minutes
+            if not is_silent:
+                message(f"{error}; still waiting")
+            is_silent = True
+        if all(job.is_over for job in followed):
+            break
+        time.sleep(poll_seconds)
+    return [failure for job in followed for failure in [job.failure()] if failure is not None]
+
+
+class _Followed:
+    """What was seen of a job so far: Slurm forgets its tasks one by one, this does not.
+
+    Args:
+        job: Submitted.
+    """
+
+    def __init__(self, job: Submitted) -> None:
+        self._job = job
+        tasks = job.written.job.tasks
+        self._numbers = [""] if tasks is None else [str(number) for number in range(tasks)]
+        self._tasks: dict[str, TaskState] = {}
+        self._told = ""
+        self._forgotten_since: float | None = None
+        self._looks_after_the_end = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is to come."""
+        return self._looks_after_the_end >= _LOOKS_AFTER_THE_END
+
+    def look(self, message: Callable[[str], None]) -> None:
+        """Asks Slurm, and tells what changed.
+
+        Raises:
+            ClusterError: If it does not answer.
+        """
+        shown = {
+            number: replace(task, task=number)
+            for task in look(self._job.job_id, self._job.cluster)
+            for number in task.numbers
+        }
+        self._tasks |= shown
+        forgotten = [
+            number
+            for number in self._numbers
+            if number not in shown
+            and (number not in self._tasks or self._tasks[number].state not in ENDED)
+        ]
+        if forgotten:
+            self._ask_accounting(forgotten)
+        else:
+            self._forgotten_since = None
+        text = self._summary()
+        if text != self._told:
+            self._told = text
+            message(f"{self._job.written.job.name} ({self._job.job_id}): {text}")
+        if any(task.goes_on for task in self._tasks.values()):
+            self._looks_after_the_end = 0
+        else:
+            self._looks_after_the_end += 1
+
+    def _ask_accounting(self, forgotten: Sequence[str]) -> None:
+        """How tasks ended that the controller forgot before a look at their end."""
+        now = time.monotonic()
+        if self._forgotten_since is None:
+            self._forgotten_since = now
+        is_patient = now - self._forgotten_since < _ACCOUNTING_SECONDS
+        is_silent = False
+        rows: list[TaskState] | None = None
+        try:
+            rows = accounted(self._job.job_id, self._job.cluster)
+        except ClusterError:
+            is_silent = True
+        known = {number: row for row in rows or () for number in row.numbers}
+        for number in forgotten:
+            if number in known and not known[number].goes_on:
+                self._tasks[number] = replace(known[number], task=number)
+            elif is_patient and (is_silent or number in known):
+                self._tasks.setdefault(number, TaskState(state="UNKNOWN", task=number))
             else:
-                ended[job.job_id] = tasks
-        if len(ended) < len(jobs):
-            time.sleep(poll_seconds)
-    return [
-        failure
-        for job in jobs
-        for failure in [_failure(job, ended[job.job_id])]
-        if failure is not None
-    ]
+                self._tasks[number] = TaskState(state=GONE, task=number)
 
+    def _summary(self) -> str:
+        tasks = list(self._tasks.values())
+        counts = Counter(str(task) for task in tasks)
+        if len(tasks) == 1:
+            text = str(tasks[0])
+        else:
+            text = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+        restarts = sum(task.restarts for task in tasks)
+        return f"{text}, requeued {restarts} times" if restarts else text
 
-def look(job_id: str) -> list[TaskState] | None:
-    """The state of a job and of each task that it has; None where the controller is silent."""
-    answer = slurm("scontrol", "--oneliner", "show", "job", job_id)
-    if answer.returncode == 0:
-        return [_task(line) for line in answer.stdout.splitlines() if line.strip()]
-    if "Invalid job id" not in answer.stderr:
-        return None
-    return _accounted(job_id)
-
-
-def _accounted(job_id: str) -> list[TaskState]:
-    """What accounting knows of a job that the controller has forgotten."""
-    try:
-        answer = slurm("sacct", "-n", "-P", "-X", "-j", job_id, "-o", "JobID,State,ExitCode")
-    except ClusterError:  # no accounting here
-        return [TaskState(state=_GONE)]
-    rows = [line.split("|") for line in answer.stdout.splitlines()]
-    tasks = [
-        TaskState(state=row[1].split()[0], exit_code=_exit_code(row[2]), job_id=row[0])
-        for row in rows
-        if len(row) == 3 and row[1]
-    ]
-    return tasks or [TaskState(state=_GONE)]
-
-
-def _task(line: str) -> TaskState:
-    found: dict[str, str] = {}
-    for name, value in _FIELD.findall(line):
-        found.setdefault(name, value)
-    return TaskState(
-        state=found.get("JobState", "").partition(",")[0],
-        reason=found.get("Reason", ""),
-        exit_code=_exit_code(found.get("ExitCode", "")),
-        restarts=int(found.get("Restarts", "0") or 0),
-        job_id=found.get("JobId", ""),
-        task=found.get("ArrayTaskId", ""),
-    )
-
-
-def _exit_code(text: str) -> int:
-    """Slurm's `CODE:SIGNAL` as a shell has it."""
-    code, _, signal = text.partition(":")
-    if signal.isdigit() and int(signal):
-        return 128 + int(signal)
-    return int(code) if code.isdigit() else 0
-
-
-def _summary(tasks: Sequence[TaskState]) -> str:
-    counts = Counter(str(task) for task in tasks)
-    if len(tasks) == 1:
-        text = str(tasks[0])
-    else:
-        text = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    restarts = sum(task.restarts for task in tasks)
-    return f"{text}, requeued {restarts} times" if restarts else text
-
-
-def _failure(job: Submitted, tasks: Sequence[TaskState]) -> Failure | None:
-    failed = [task for task in tasks if task.state != "COMPLETED"]
-    if not failed:
-        return None
-    task = failed[0]
-    if task.state == _GONE:
-        reason = "Slurm has forgotten it, and there is no accounting: look at its log"
-    elif task.reason == "DependencyNeverSatisfied":
-        reason = "never started, since what it waits for failed"
-    else:
-        reason = task.state.lower()
-        if task.exit_code:
-            reason += f", exit code {task.exit_code}"
-        if len(tasks) > 1:
-            reason += f" ({len(failed)} of {len(tasks)} tasks)"
-    log = _log(job, task)
-    if log.exists():
-        reason += f", log {log}: {_last_line(log)}"
-    return Failure(name=job.written.job.name, job_id=job.job_id, reason=reason)
+    def failure(self) -> Failure | None:
+        """What failed, if anything did."""
+        failed = [task for task in self._tasks.values() if task.state != "COMPLETED"]
+        if not failed:
+            return None
+        task = min(failed, key=lambda task: task.state == GONE)  # one of which more is known
+        if task.state == GONE:
+            reason = "Slurm has forgotten it, and no accounting tells its end: look at its log"
+        elif task.reason == "DependencyNeverSatisfied":
+            reason = "never started, since what it waits for failed"
+        else:
+            reason = task.state.lower()
+            if task.exit_code:
+                reason += f", exit code {task.exit_code}"
+        if len(self._tasks) > 1:
+            reason += f" ({len(failed)} of {len(self._tasks)} tasks)"
+        log = _log(self._job, task)
+        if log.exists():
+            reason += f", log {log}: {_last_line(log)}"
+        return Failure(name=self._job.written.job.name, job_id=self._job.job_id, reason=reason)
 
 
 def _log(job: Submitted, task: TaskState) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from interkd.kernels.errors import ConfigError
+from interkd.pipeline.cluster.words import expanded
 from interkd.pipeline.config import build, in_range, one_of, read_yaml
 
 STAGES = ("cache-teacher", "index", "train-student", "score", "sweep")
@@ -190,6 +191,7 @@ def read_profile(path: Path | None) -> Profile:
         path = default_profile()
         if not path.exists():
             return Profile()
+    path = path.expanduser()  # no shell expands `--profile=~/slurm.yaml`
     values = read_yaml(path)
     stages = values.get("stages") or {}
     if not isinstance(stages, dict):
@@ -203,12 +205,22 @@ def read_profile(path: Path | None) -> Profile:
         values["prologue"] = values["prologue"].splitlines()
     for where, asked in (("", values), *((f"stages.{name}.", a) for name, a in stages.items())):
         _refuse_number(f"{path}: {where}time", asked)
+        _expand_options(f"{path}: {where}sbatch", asked)
     try:
         return build(Profile, values)
     except ConfigError as error:
         raise ConfigError(
             f"{path}: {error.what}", expected=error.expected, got=error.got, remedy=error.remedy
         ) from error
+
+
+def _expand_options(name: str, asked: Any) -> None:
+    """Slurm expands nothing in a line with `#SBATCH`, where it would make a folder named `~`."""
+    if isinstance(asked, dict) and isinstance(asked.get("sbatch"), list):
+        asked["sbatch"] = [
+            expanded(option, where=name, quote=shlex.quote) if isinstance(option, str) else option
+            for option in asked["sbatch"]
+        ]
 
 
 def _refuse_number(name: str, asked: Any) -> None:

@@ -23,6 +23,7 @@ from interkd.pipeline.cluster.jobs import (
     training_settings,
 )
 from interkd.pipeline.cluster.script import Job
+from interkd.pipeline.cluster.words import all_expanded
 from interkd.pipeline.config import build, read_yaml
 from interkd.pipeline.sweep.config import ScoreSet
 
@@ -91,12 +92,12 @@ class RoadConfig:
 
 
 def read_road(path: Path) -> RoadConfig:
-    """Reads the YAML of `interkd slurm pipeline`.
+    """Reads the YAML of `interkd slurm pipeline`; `~` and variables are expanded here.
 
     Raises:
         ConfigError: If it cannot be read, or for a setting that is unknown or cannot be.
     """
-    values = read_yaml(path)
+    values = all_expanded(read_yaml(path), where=str(path))
     if "score" in values:
         score = values["score"] or {}
         if not isinstance(score, dict):

@@ -9,10 +9,16 @@ from pathlib import Path
 
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.cluster.profile import Profile, Resources
+from interkd.pipeline.cluster.words import shell_word
 
 INTERKD = "interkd"  # the first word of a job's command; the profile says what it is on the nodes
 STOPPED = 3  # exit code of a stage that was asked to stop and can go on
-_AS_RANK = 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec "$@"'
+# A rank that sees one GPU only (--gpus-per-task, or a site's binding) knows it as number 0.
+_AS_RANK = (
+    "gpu=$SLURM_LOCALID; [[ ${CUDA_VISIBLE_DEVICES:-,} == *,* ]] || gpu=0; "
+    'RANK=$SLURM_PROCID LOCAL_RANK=$gpu WORLD_SIZE=$SLURM_NTASKS exec "$@"'
+)
+_PAUSES = (2, 4, 8, 16)  # seconds between tries to requeue: together well below lead_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +76,13 @@ def render(job: Job, profile: Profile, *, folder: Path, workdir: Path, interkd: 
     ranks = _ranks(job, profile)
     if ranks > 1:
         lines.append("export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))")
-    launcher = _launcher(ranks, profile)
+    launcher = _launcher(ranks, profile.resources(job.stage).cpus, profile)
+    if "srun" in launcher:  # else, after a site's --export=NONE, its tasks would see none of this
+        lines.append("unset SLURM_EXPORT_ENV")
     for index, command in enumerate(job.commands):
-        words = [interkd if word == INTERKD else word for word in command[:1]]
-        lines.append(f"run {_readable([*launcher, *words, *command[1:]])}")
+        words = [shell_word(interkd) if word == INTERKD else word for word in command[:1]]
+        words += [shlex.quote(word) for word in command[1:]]
+        lines.append(f"run {_readable([*launcher, *words])}")
         if job.run is not None and index == 0:
             lines[-1] += " $resume"
     return "\n".join(lines) + "\n"
@@ -84,21 +93,20 @@ def _ranks(job: Job, profile: Profile) -> int:
     return max(1, profile.resources(job.stage).gpus or 0) if job.run is not None else 1
 
 
-def _launcher(ranks: int, profile: Profile) -> list[str]:
+def _launcher(ranks: int, cpus: int | None, profile: Profile) -> list[str]:
     """What stands in front of a command: the container, and srun where there are several ranks.
 
     srun passes the stop signal to every rank, which torchrun would not; its exit code is theirs.
     """
-    container = list(profile.container)
-    if ranks == 1:
-        return container
-    cpus = profile.resources("train-student").cpus
+    container = [shell_word(word) for word in profile.container]
+    # srun takes the cores of a task from its own options alone, not from the job's.
     srun = [f"--ntasks={ranks}", *([f"--cpus-per-task={cpus}"] if cpus else [])]
-    # After a checkpoint the ranks end one by one: the first must not have the others killed.
-    srun += ["--kill-on-bad-exit=0", "--wait=60", "bash", "-c", _AS_RANK, "rank"]
+    if ranks > 1:
+        # After a checkpoint the ranks end one by one: the first must not have the others killed.
+        srun += ["--kill-on-bad-exit=0", "--wait=60", "bash", "-c", shlex.quote(_AS_RANK), "rank"]
     if container[:1] == ["srun"]:  # one whose container is an option of srun
         return [*container, *srun]
-    return ["srun", *srun, *container]
+    return ["srun", *srun, *container] if ranks > 1 else container
 
 
 def _options(job: Job, profile: Profile, folder: Path, workdir: Path) -> Iterator[str]:
@@ -120,7 +128,7 @@ def _options(job: Job, profile: Profile, folder: Path, workdir: Path) -> Iterato
     if asked.memory is not None:
         yield f"--mem={asked.memory}"
     if asked.gpus:
-        yield _gpus(asked, profile.gpu_form)
+        yield _gpus(asked, profile.gpu_form, _ranks(job, profile))
     if job.tasks is not None:
         yield f"--array=0-{job.tasks - 1}"
     yield "--requeue" if profile.requeue else "--no-requeue"
@@ -132,9 +140,10 @@ def _options(job: Job, profile: Profile, folder: Path, workdir: Path) -> Iterato
         yield option
 
 
-def _gpus(asked: Resources, form: str) -> str:
+def _gpus(asked: Resources, form: str, ranks: int) -> str:
     kind = [asked.gpu_type] if asked.gpu_type else []
-    value = ":".join([*(["gpu"] if form == "gres" else []), *kind, str(asked.gpus)])
+    count = (asked.gpus or 0) // (ranks if form == "gpus-per-task" else 1)
+    value = ":".join([*(["gpu"] if form == "gres" else []), *kind, str(count)])
     return _option(form, value)
 
 
@@ -173,7 +182,7 @@ def _run(job: Job, profile: Profile) -> list[str]:
         this = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
     lines = [
         "run() {",
-        "  local code=0 seen again",
+        "  local code=0 seen again pause",
         "  if [[ -n $stop ]]; then",
         f"    code={STOPPED}",
         "  else",
@@ -196,19 +205,24 @@ def _run(job: Job, profile: Profile) -> list[str]:
             f"  if ((code == {STOPPED})) || [[ $stop == asked && $code != 0 ]]; then",
             f"    if ((${{SLURM_RESTART_COUNT:-0}} < {profile.max_requeues})); then",
             '      echo "stopped with exit code $code: requeued"',
-            f'      scontrol requeue "{this}" && exit 0',
+            f"      for pause in {' '.join(map(str, _PAUSES))} 0; do  # a busy Slurm may refuse",
+            f'        scontrol requeue "{this}" && exit 0',
+            '        sleep "$pause" || true',  # a signal to the whole job ends it
+            "        if [[ $stop == cancelled ]]; then exit 143; fi",
+            "      done",
             "    fi",
-            '    echo "stopped with exit code $code: not requeued"',
+            '    echo "stopped with exit code $code: not requeued;" \\',
+            '      "submit it again, it goes on where it stopped"',
             "  fi",
         ]
     return [*lines, '  if ((code != 0)); then exit "$code"; fi', "}"]
 
 
 def _readable(words: Sequence[str]) -> str:
-    """A command, each of its long options on a line of its own."""
+    """A command of words that are quoted, each of its long options on a line of its own."""
     text = ""
     for word in words:
         if text:
-            text += " \\\n  " if word.startswith("--") else " "
-        text += shlex.quote(word)
+            text += " \\\n  " if word.removeprefix("'").startswith("--") else " "
+        text += word
     return text

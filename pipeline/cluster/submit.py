@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,13 @@ from interkd.pipeline.config import nearest
 from interkd.pipeline.files import write_text
 
 _ANSWER_SECONDS = 120  # a busy controller takes its time
+# `--parsable`, of several clusters with the cluster's name; or what a site's own sbatch says.
+_JOB_ID = re.compile(
+    r"(?:Submitted batch job )?(?P<id>\d+)(?:;(?P<cluster>\S+)| on cluster (?P<name>\S+))?"
+)
+_PERHAPS_SUBMITTED = "the job may be in the queue all the same: squeue --me"
+# Options of sbatch that choose another cluster, partition or limit than the profile's own keys.
+_ELSEWHERE = ("-M", "--cluster", "-p", "--partition", "-q", "--qos")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +45,17 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """A job in Slurm's hands."""
+    """A job in Slurm's hands.
+
+    Attributes:
+        written: Its script.
+        job_id: Its number, of an array the array's.
+        cluster: Where it is, if not on the one that Slurm's commands ask anyway.
+    """
 
     written: Written
     job_id: str
+    cluster: str | None = None
 
 
 def write_scripts(jobs: Sequence[Job], profile: Profile, folder: Path) -> list[Written]:
@@ -48,6 +64,7 @@ def write_scripts(jobs: Sequence[Job], profile: Profile, folder: Path) -> list[W
     Raises:
         ConfigError: If they cannot be written.
     """
+    folder = folder.expanduser()  # no shell expands `--folder=~/slurm`
     workdir, command = Path.cwd(), command_on_nodes(profile)
     absolute = folder.absolute()
     texts = [
@@ -89,7 +106,7 @@ def submit(
     for stage in dict.fromkeys(item.job.stage for item in written):
         _check_partition(profile, stage)
     ids: dict[str, str] = {}
-    submitted = []
+    submitted: list[Submitted] = []
     for item in written:
         needed = [ids[name] for name in item.job.after if name in ids] or list(after)
         conditions = [f"afterok:{':'.join(needed)}"] if needed else []
@@ -98,20 +115,66 @@ def submit(
             if item.job.tasks is None:  # the option replaces the script's own
                 conditions.append("singleton")
             options += [f"--dependency={','.join(conditions)}", "--kill-on-invalid-dep=yes"]
-        answer = slurm("sbatch", *options, str(item.script))
-        if answer.returncode != 0:
-            if ids:
-                slurm("scancel", *ids.values())
+        try:
+            job = _sbatch(item, options)
+        except ClusterError as error:
+            remedies = [error.remedy, _take_back(submitted)]
             raise ClusterError(
-                f"sbatch refuses {item.script}",
-                got=answer.stderr.removeprefix("sbatch: error: ").strip(),
-                remedy="mend the profile"
-                + (f"; jobs {', '.join(ids.values())} were cancelled again" if ids else ""),
-            )
-        job_id = answer.stdout.strip().partition(";")[0]
-        ids[item.job.name] = job_id
-        submitted.append(Submitted(written=item, job_id=job_id))
+                error.what,
+                expected=error.expected,
+                got=error.got,
+                remedy="; ".join(filter(None, remedies)),
+            ) from error
+        ids[item.job.name] = job.job_id
+        submitted.append(job)
     return submitted
+
+
+def _sbatch(item: Written, options: Sequence[str]) -> Submitted:
+    """Submits one job.
+
+    Raises:
+        ClusterError: If Slurm refuses it, or does not say its number.
+    """
+    try:
+        answer = slurm("sbatch", *options, str(item.script))
+    except ClusterError as error:
+        raise ClusterError(error.what, got=error.got, remedy=_PERHAPS_SUBMITTED) from error
+    if answer.returncode != 0:
+        raise ClusterError(
+            f"sbatch refuses {item.script}",
+            got=answer.stderr.removeprefix("sbatch: error: ").strip(),
+            remedy="mend the profile",
+        )
+    # A site's own sbatch may say more than the number, which has a line of its own.
+    matches = [_JOB_ID.fullmatch(line.strip()) for line in answer.stdout.splitlines()]
+    found = {(match["id"], match["cluster"] or match["name"]) for match in matches if match}
+    if len(found) != 1:
+        raise ClusterError(
+            f"sbatch does not say the number of {item.script}",
+            expected="one line JOBID or JOBID;CLUSTER",
+            got=repr(answer.stdout.strip()),
+            remedy=_PERHAPS_SUBMITTED,
+        )
+    ((job_id, cluster),) = found
+    return Submitted(written=item, job_id=job_id, cluster=cluster)
+
+
+def _take_back(submitted: Sequence[Submitted]) -> str | None:
+    """Cancels jobs whose successors cannot be submitted; what there is to say of it."""
+    if not submitted:
+        return None
+    ids = [job.job_id for job in submitted]
+    by_hand = shlex.join(["scancel", *at_cluster(submitted[0].cluster), *ids])
+    try:
+        answers = [  # the last first, while what it waits for still stands
+            slurm("scancel", *at_cluster(job.cluster), job.job_id) for job in reversed(submitted)
+        ]
+    except ClusterError:
+        answers = []
+    if answers and all(answer.returncode == 0 for answer in answers):
+        return f"jobs {', '.join(ids)} were cancelled again"
+    return f"jobs {', '.join(ids)} may still be in the queue, in vain: {by_hand}"
 
 
 def require_slurm() -> None:
@@ -128,20 +191,29 @@ def require_slurm() -> None:
         )
 
 
+def at_cluster(cluster: str | None) -> tuple[str, ...]:
+    """The option of Slurm's commands that asks a certain cluster."""
+    return () if cluster is None else (f"--clusters={cluster}",)
+
+
 def slurm(*words: str) -> subprocess.CompletedProcess[str]:
     """Runs a command of Slurm's and returns how it ended and what it said.
 
     Raises:
         ClusterError: If it is not there, or says nothing for two minutes.
     """
+    environment = dict(os.environ)
+    if words[0] != "sbatch":  # whose environment becomes the job's
+        environment |= {"LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}  # 0: no list of tasks is cut short
     try:
         return subprocess.run(
             words,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # Slurm repeats paths and comments as they are
             stdin=subprocess.DEVNULL,
             timeout=_ANSWER_SECONDS,
-            env={**os.environ, "LC_ALL": "C"},
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ClusterError(f"{words[0]} does not answer", got=error) from error
@@ -150,6 +222,8 @@ def slurm(*words: str) -> subprocess.CompletedProcess[str]:
 def _check_partition(profile: Profile, stage: str) -> None:
     """Refuses a partition that is not there, and a time that it never grants: Slurm would wait."""
     asked = profile.resources(stage)
+    if any(option.startswith(_ELSEWHERE) for option in asked.sbatch):
+        return  # other limits hold than those looked up here
     answer = slurm("sinfo", "--all", "--noheader", "--format=%P %l")
     limits = dict(line.split() for line in answer.stdout.splitlines() if len(line.split()) == 2)
     if answer.returncode != 0 or not limits:

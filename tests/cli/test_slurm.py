@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from interkd.cli.main import main
-from interkd.kernels.errors import ConfigError
+from interkd.kernels.errors import ClusterError, ConfigError
 from interkd.pipeline.cache.claims import Claim, claim
 from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cluster import follow as follow_module
+from interkd.pipeline.cluster import submit as submit_module
 from interkd.pipeline.cluster.follow import Failure, follow
 from interkd.pipeline.cluster.jobs import cache_jobs, job_name
 from interkd.pipeline.cluster.profile import Profile, Resources, Stages, read_profile, time_seconds
+from interkd.pipeline.cluster.road import read_road
 from interkd.pipeline.cluster.script import Job, render
-from interkd.pipeline.cluster.submit import Submitted, Written, command_on_nodes
+from interkd.pipeline.cluster.submit import (
+    Submitted,
+    Written,
+    command_on_nodes,
+    submit,
+    write_scripts,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "slurm"
 Capture = pytest.CaptureFixture[str]
@@ -79,7 +91,7 @@ trap 'signals=$((signals + 1)); stop=${stop:-asked}; tell' USR1 USR2
 trap 'signals=$((signals + 1)); stop=cancelled; tell' TERM
 
 run() {
-  local code=0 seen again
+  local code=0 seen again pause
   if [[ -n $stop ]]; then
     code=3
   else
@@ -99,9 +111,14 @@ run() {
   if ((code == 3)) || [[ $stop == asked && $code != 0 ]]; then
     if ((${SLURM_RESTART_COUNT:-0} < 100)); then
       echo "stopped with exit code $code: requeued"
-      scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" && exit 0
+      for pause in 2 4 8 16 0; do  # a busy Slurm may refuse
+        scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" && exit 0
+        sleep "$pause" || true
+        if [[ $stop == cancelled ]]; then exit 143; fi
+      done
     fi
-    echo "stopped with exit code $code: not requeued"
+    echo "stopped with exit code $code: not requeued;" \
+      "submit it again, it goes on where it stopped"
   fi
   if ((code != 0)); then exit "$code"; fi
 }
@@ -138,14 +155,15 @@ RANKS_END = r"""
 resume=
 if [[ -e runs/a/config.yaml ]]; then resume=--resume; fi
 export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+unset SLURM_EXPORT_ENV
 run srun \
   --ntasks=4 \
   --cpus-per-task=8 \
   --kill-on-bad-exit=0 \
-  --wait=60 bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS \
-exec "$@"' rank interkd train-student \
+  --wait=60 bash -c 'gpu=$SLURM_LOCALID; [[ ${CUDA_VISIBLE_DEVICES:-,} == *,* ]] || gpu=0; \
+RANK=$SLURM_PROCID LOCAL_RANK=$gpu WORLD_SIZE=$SLURM_NTASKS exec "$@"' rank interkd train-student \
   --config student.yaml $resume
-""".replace("\\\nexec", "exec")
+""".replace("\\\nRANK", "RANK")
 
 
 def text_of(job: Job, profile: Profile, folder: str = "/data/it's 100 %") -> str:
@@ -202,6 +220,19 @@ def test_text_of_training_on_several_gpus() -> None:
     assert "run srun \\\n  --container-image=interkd.sqsh \\\n  --ntasks=2" in text
     score = Job(name="s", stage="score", commands=(("interkd", "score"),))
     assert "#SBATCH --ntasks=1\n" in text_of(score, pyxis)
+    by_task = replace(pyxis, gpu_form="gpus-per-task", gpu_type="a100")
+    assert "#SBATCH --gpus-per-task=a100:1\n" in text_of(training("runs/a"), by_task)
+    assert "#SBATCH --gpus-per-task=a100:2\n" in text_of(score, by_task)
+
+
+def test_a_container_of_srun_has_the_cores_of_the_job() -> None:
+    stages = Stages(score=Resources(cpus=3))
+    profile = Profile(cpus=8, container=("srun", "--container-image=i.sqsh"), stages=stages)
+    score = Job(name="s", stage="score", commands=(("interkd", "score"),))
+    assert text_of(score, profile).endswith(
+        "unset SLURM_EXPORT_ENV\nrun srun \\\n  --container-image=i.sqsh \\\n  --ntasks=1 \\\n"
+        "  --cpus-per-task=3 interkd score\n"
+    )
 
 
 @pytest.mark.parametrize("folder", ["/data/a\nb", "/data/\x1b"])
@@ -232,6 +263,7 @@ class Shell:
         (folder / "stage.py").write_text(STAGE)
         (folder / "bin").mkdir()
         self.tool("scontrol", 'echo "$*" >>requeued')
+        self.tool("sleep", 'echo "$*" >>slept')
 
     def tool(self, name: str, line: str) -> None:
         """Puts a command on the PATH."""
@@ -249,11 +281,23 @@ class Shell:
         """Runs stages that end with those codes; the script's exit code and what it said."""
         commands = tuple((sys.executable, "stage.py", str(code)) for code in codes)
         job = Job(name="a", stage="score", commands=commands, tasks=3 if array else None)
-        (self.folder / "a.sbatch").write_text(text_of(job, Profile(max_requeues=2)))
         if not signals:
             (self.folder / "over").touch()
-        ids = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(lives)}
+        ids = {"SLURM_RESTART_COUNT": str(lives)}
         ids |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"} if array else {}
+        return self.run_job(job, Profile(max_requeues=2), ids, signals=signals)
+
+    def run_job(
+        self,
+        job: Job,
+        profile: Profile,
+        environment: Mapping[str, str],
+        *,
+        signals: Sequence[signal.Signals] = (),
+    ) -> tuple[int, str]:
+        """Runs the script of a job; its exit code and what it said."""
+        (self.folder / "a.sbatch").write_text(text_of(job, profile))
+        ids = {"SLURM_JOB_ID": "7", **environment}
         with subprocess.Popen(
             ["bash", "a.sbatch"],
             cwd=self.folder,
@@ -275,10 +319,25 @@ class Shell:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
+    def answers(self, name: str, *answers: str) -> None:
+        """Puts a command on the PATH that says something else each time, in the end the last."""
+        for number, answer in enumerate(answers):
+            (self.folder / f"{name}-{number}").write_text(answer)
+        last = len(answers) - 1
+        self.tool(
+            name,
+            f"n=$(cat {name}-n 2>/dev/null || echo 0)\n"
+            f"echo $((n < {last} ? n + 1 : {last})) >{name}-n; source ./{name}-$n",
+        )
+
+    def lines(self, name: str) -> list[str]:
+        """What the test's own commands noted in a file."""
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
     @property
     def requeued(self) -> str:
-        path = self.folder / "requeued"
-        return path.read_text().strip() if path.exists() else ""
+        return "\n".join(self.lines("requeued"))
 
 
 @pytest.fixture
@@ -327,8 +386,107 @@ def test_requeues_end(shell: Shell) -> None:
     assert code == 3
     assert "not requeued" in output
     assert shell.requeued == ""
-    shell.tool("scontrol", "exit 1")
-    assert shell.run(3)[0] == 3
+    assert shell.lines("slept") == []
+
+
+def test_a_requeue_that_slurm_refuses_at_first(shell: Shell) -> None:
+    shell.tool("sleep", 'echo "$*" >>slept; kill -TERM $$')  # as a signal to all of a job does
+    refusal = 'echo "Job/step already completing or completed" >&2; exit 1'
+    shell.answers("scontrol", refusal, refusal, 'echo "$*" >>requeued')
+    assert shell.run(3)[0] == 0
+    assert shell.requeued == "requeue 7"
+    assert shell.lines("slept") == ["2", "4"]
+
+
+def test_a_requeue_that_slurm_refuses_for_good(shell: Shell) -> None:
+    shell.tool("scontrol", 'echo "$*" >>tried; echo "Access/permission denied" >&2; exit 1')
+    code, output = shell.run(3)
+    assert code == 3
+    assert "Access/permission denied" in output
+    assert output.splitlines()[-1] == (
+        "stopped with exit code 3: not requeued; submit it again, it goes on where it stopped"
+    )
+    assert shell.lines("tried") == ["requeue 7"] * 5
+
+
+def test_a_job_cancelled_between_two_tries_to_requeue_stays_cancelled(shell: Shell) -> None:
+    shell.tool("scontrol", 'echo "$*" >>tried; kill -TERM $PPID; exit 1')
+    assert shell.run(3)[0] == 143
+    assert shell.lines("tried") == ["requeue 7"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "local_rank"), [("0,1", 1), ("0", 0), ("3", 0), ("GPU-8a,GPU-8b", 1), (None, 1)]
+)
+def test_a_rank_takes_a_gpu_that_it_sees(
+    shell: Shell, visible: str | None, local_rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    bound = "" if visible is None else f"CUDA_VISIBLE_DEVICES={visible}"
+    shell.tool(
+        "srun",
+        "while [[ $1 == --* ]]; do shift; done\n"
+        f'SLURM_PROCID=1 SLURM_LOCALID=1 SLURM_NTASKS=2 {bound} exec "$@"',
+    )
+    show = ("bash", "-c", 'echo "$RANK $LOCAL_RANK $WORLD_SIZE ${SLURM_EXPORT_ENV-all}"')
+    job = Job(name="a", stage="train-student", commands=(show,), run=Path("runs/a"))
+    code, output = shell.run_job(job, Profile(gpus=2), {"SLURM_EXPORT_ENV": "NONE"})
+    assert (code, output) == (0, f"1 {local_rank} 2 all\n")
+
+
+def test_paths_of_the_profile_are_expanded_on_the_node(shell: Shell) -> None:
+    shell.tool("inside", 'printf "<%s>" "$@"; echo')
+    profile = Profile(
+        prologue=("export IMAGES='/my images'",),
+        container=("inside", "--bind", "~/data:/data", "--bind=$WORK/a b", "${IMAGES}/$1 *.sif"),
+        interkd="~/venv/bin/interkd",
+    )
+    job = Job(name="s", stage="score", commands=(("interkd", "score", "--out", "~/$WORK"),))
+    text = text_of(job, profile).replace(" interkd ", ' "$HOME"/venv/bin/interkd ')
+    assert 'run inside \\\n  --bind "$HOME"/data:/data \\\n' in text
+    (shell.folder / "b.sbatch").write_text(text)
+    home, work = "/home/it's me", "/the work"
+    env = {**os.environ, "HOME": home, "WORK": work, "PATH": f"{shell.folder}/bin:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["bash", "b.sbatch"], cwd=shell.folder, env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (
+        f"<--bind><{home}/data:/data><--bind={work}/a b></my images/$1 *.sif>"
+        f"<{home}/venv/bin/interkd><score><--out><~/$WORK>\n"
+    )
+
+
+def test_what_no_shell_expands_is_expanded_as_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WORK", "/my work")
+    (tmp_path / "p.yaml").write_text(
+        "sbatch: [--mail-user=$USER_NAME@x.org]\nstages: {score: {sbatch: ['--error=$WORK/%j']}}\n"
+    )
+    with pytest.raises(ConfigError, match="the variable USER_NAME is not set"):
+        read_profile(Path("~/p.yaml"))
+    monkeypatch.setenv("USER_NAME", "me")
+    options = read_profile(Path("~/p.yaml")).resources("score").sbatch
+    assert options == ("--mail-user=me@x.org", "--error='/my work'/%j")
+    road = {
+        "name": "a",
+        "folder": "~/slurm",
+        "cache": {"teacher": "torchscript:~/t.pt", "manifest": "${WORK}/m", "out": "~/s.zarr"},
+        "students": [{"name": "s", "config": "s.yaml", "set": ["data.tokenizer=$WORK/t"]}],
+    }
+    (tmp_path / "road.yaml").write_text(yaml.safe_dump(road))
+    read = read_road(tmp_path / "road.yaml")
+    assert (read.folder, read.cache.out) == (tmp_path / "slurm", tmp_path / "s.zarr")
+    assert (read.cache.teacher, str(read.cache.manifest)) == (
+        f"torchscript:{tmp_path}/t.pt",
+        "/my work/m",
+    )
+    assert read.students[0].set == ("data.tokenizer=/my work/t",)
+    job = Job(name="s", stage="score", commands=(("interkd", "score"),))
+    (written,) = write_scripts([job], Profile(), Path("~/my slurm"))
+    assert written.script == tmp_path / "my slurm" / "s.sbatch"
+    assert f"--output='{tmp_path}/my slurm/logs/s-%j.log'" in written.script.read_text()
 
 
 @pytest.mark.parametrize(
@@ -568,6 +726,16 @@ def submitted(folder: Path, tasks: int | None = None) -> Submitted:
     return Submitted(written=written, job_id="5")
 
 
+def plain(state: str) -> str:
+    """A job as scontrol shows it."""
+    return f"JobId=5 JobState={state} Reason=None Restarts=0 ExitCode=0:0"
+
+
+def saying(*lines: str) -> str:
+    """The line of bash that says so."""
+    return f"printf '%s\\n' {shlex.join(lines)}"
+
+
 def followed(job: Submitted) -> tuple[list[str], list[Failure]]:
     said: list[str] = []
     return said, follow([job], poll_seconds=0.01, message=said.append)
@@ -576,21 +744,16 @@ def followed(job: Submitted) -> tuple[list[str], list[Failure]]:
 def test_an_array_is_followed_to_its_end(queue: Shell) -> None:
     line = "JobId=%s ArrayJobId=5 ArrayTaskId=%s JobState=%s Reason=%s Restarts=%s ExitCode=%s"
     looks = [
-        [line % (5, "0-1", "PENDING", "Resources", 0, "0:0")],
+        [line % (5, "0-1%1", "PENDING", "Resources", 0, "0:0")],
         [line % (6, 0, "RUNNING", "None", 0, "0:0"), line % (5, 1, "RUNNING", "None", 0, "0:0")],
         [line % (6, 0, "PENDING", "BeginTime", 1, "0:0"), line % (5, 1, "FAILED", "", 0, "2:0")],
         [line % (6, 0, "COMPLETED", "None", 1, "0:0"), line % (5, 1, "FAILED", "", 0, "2:0")],
     ]
-    for number, lines in enumerate(looks):
-        (queue.folder / f"look-{number}").write_text("\n".join(lines) + "\n")
-    queue.tool(
-        "scontrol",
-        "n=$(cat n 2>/dev/null || echo 0); echo $((n < 3 ? n + 1 : 3)) >n; cat look-$n",
-    )
+    queue.answers("scontrol", *(saying(*lines) for lines in looks))
     (queue.folder / "a-5_1.log").write_text("much\ninterkd: error: the last line\n\n")
     said, failures = followed(submitted(queue.folder, tasks=2))
     assert said == [
-        "a (5): pending (Resources)",
+        "a (5): 2 pending (Resources)",
         "a (5): 2 running",
         "a (5): 1 failed, 1 pending (BeginTime), requeued 1 times",
         "a (5): 1 completed, 1 failed, requeued 1 times",
@@ -617,7 +780,204 @@ def test_a_controller_that_does_not_answer_for_a_while(queue: Shell) -> None:
         'if [[ ! -e up ]]; then touch up; echo "Unable to contact it" >&2; exit 1; fi\n'
         "echo JobId=5 JobState=COMPLETED Reason=None Restarts=0 ExitCode=0:0",
     )
+    assert followed(submitted(queue.folder)) == (
+        [
+            "Slurm's controller does not answer; got Unable to contact it; still waiting",
+            "a (5): completed",
+        ],
+        [],
+    )
+
+
+def test_a_host_that_cannot_ask_the_controller(desk: Path) -> None:
+    with pytest.raises(ClusterError, match="scontrol is not on the PATH; the jobs are in the"):
+        followed(submitted(desk))
+
+
+def test_a_controller_that_hangs_for_a_while(queue: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit_module, "_ANSWER_SECONDS", 0.5)
+    queue.answers("scontrol", "exec /bin/sleep 60", saying(plain("COMPLETED")))
+    said, failures = followed(submitted(queue.folder))
+    assert "scontrol does not answer" in said[0]
+    assert (said[1:], failures) == (["a (5): completed"], [])
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *("SUSPENDED", "STAGE_OUT", "SIGNALING", "RESV_DEL_HOLD", "REQUEUE_FED", "REQUEUE_HOLD"),
+        *("SPECIAL_EXIT", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL", "POWER_UP_NODE"),
+        *("EXPEDITING", "COMPLETING", "A_STATE_OF_TOMORROW"),
+    ],
+)
+def test_a_state_that_is_no_end(queue: Shell, state: str) -> None:
+    queue.answers("scontrol", *[saying(plain(state))] * 3, saying(plain("COMPLETED")))
+    assert followed(submitted(queue.folder)) == (
+        [f"a (5): {state.lower()}", "a (5): completed"],
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+        *("PREEMPTED", "TIMEOUT"),
+    ],
+)
+def test_a_state_that_is_an_end(queue: Shell, state: str) -> None:
+    queue.answers("scontrol", saying(plain(state)))
+    assert [failure.reason for failure in followed(submitted(queue.folder))[1]] == [state.lower()]
+
+
+FORGOTTEN = 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1'
+
+
+def task(number: int, state: str, code: int = 0) -> str:
+    ids = f"JobId={6 + number} ArrayJobId=5 ArrayTaskId={number}"
+    return f"{ids} JobState={state} ExitCode={code}:0"
+
+
+def test_a_task_that_failed_and_is_forgotten_before_the_others_end(queue: Shell) -> None:
+    queue.answers(
+        "scontrol",
+        saying(task(0, "FAILED", 2), task(1, "RUNNING")),
+        saying(task(1, "RUNNING")),
+        saying(task(1, "COMPLETED")),
+        FORGOTTEN,
+    )
+    said, failures = followed(submitted(queue.folder, tasks=2))
+    assert said == ["a (5): 1 failed, 1 running", "a (5): 1 completed, 1 failed"]
+    assert [failure.reason for failure in failures] == ["failed, exit code 2 (1 of 2 tasks)"]
+
+
+@pytest.mark.parametrize(
+    ("sacct", "reasons"),
+    [
+        ("5_0|COMPLETED|0:0\n5_1|RUNNING|0:0", []),
+        ("5_0|TIMEOUT|0:0\n5_1|RUNNING|0:0", ["timeout (1 of 2 tasks)"]),
+        ("5_1|RUNNING|0:0", ["Slurm has forgotten it"]),
+        ("5_[0-1]|PENDING|0:0", ["Slurm has forgotten it"]),  # it lags, but not for ever
+    ],
+)
+def test_a_task_that_is_forgotten_before_its_end_was_seen(
+    queue: Shell, sacct: str, reasons: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow_module, "_ACCOUNTING_SECONDS", 0.2)
+    queue.answers(
+        "scontrol",
+        saying(task(0, "RUNNING"), task(1, "RUNNING")),
+        *[saying(task(1, "RUNNING"))] * 30,
+        saying(task(1, "COMPLETED")),
+    )
+    queue.tool("sacct", saying(sacct))
+    failures = followed(submitted(queue.folder, tasks=2))[1]
+    assert [failure.reason.partition(",")[0] for failure in failures] == reasons
+
+
+def test_accounting_that_lags_behind(queue: Shell) -> None:
+    queue.tool("scontrol", FORGOTTEN)
+    silent = 'echo "Connection refused" >&2; exit 1'
+    queue.answers("sacct", silent, saying("5|RUNNING|0:0"), saying("5|COMPLETED|0:0"))
+    assert followed(submitted(queue.folder)) == (["a (5): unknown", "a (5): completed"], [])
+
+
+def test_a_job_whose_end_was_seen_once_may_be_forgotten(queue: Shell) -> None:
+    queue.answers("scontrol", saying(plain("COMPLETED")), "echo Job 5 not found; exit 1")
     assert followed(submitted(queue.folder)) == (["a (5): completed"], [])
+
+
+def test_an_answer_that_says_nothing_of_the_job_is_no_end(queue: Shell) -> None:
+    queue.answers("scontrol", "true", "printf '\\xff\\n'", saying(plain("FAILED")))
+    said, failures = followed(submitted(queue.folder))
+    assert said[1:] == ["a (5): failed"]
+    assert len(failures) == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "job_id", "cluster"),
+    [
+        ("5", "5", None),
+        ("5;north", "5", "north"),
+        ("Welcome!\n * 12 GPU hours left\n\n  5\nSee you.", "5", None),
+        ("Submitted batch job 5", "5", None),
+        ("Submitted batch job 5 on cluster north", "5", "north"),
+    ],
+)
+def test_the_number_in_what_sbatch_says(
+    queue: Shell,
+    output: str,
+    job_id: str,
+    cluster: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue.tool("sinfo", "exit 1")
+    queue.tool("sbatch", f'echo "$LC_ALL" >locale; {saying(output)}')
+    queue.tool("scontrol", f'echo "$*" >>asked; {saying(plain("COMPLETED"))}')
+    monkeypatch.delenv("LC_ALL", raising=False)
+    (job,) = submit([submitted(queue.folder).written], Profile())
+    assert (job.job_id, job.cluster) == (job_id, cluster)
+    assert queue.lines("locale") == [""]  # the job's, which is the user's
+    assert followed(job)[1] == []
+    option = "" if cluster is None else f"--clusters={cluster} "
+    assert queue.lines("asked")[0] == f"{option}--oneliner show job 5"
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "message"),
+    [
+        ("echo hello", "expected one line JOBID or JOBID;CLUSTER, got 'hello'; the job may be in"),
+        ("echo 5; echo 6", r"got '5\n6'"),
+        ('echo "sbatch: error: no" >&2; exit 1', "sbatch refuses a.sbatch; got no; mend the"),
+        ("exec /bin/sleep 60", "0.5 seconds; the job may be in the queue all the same"),
+    ],
+)
+@pytest.mark.parametrize("scancel", [True, False])
+def test_a_road_that_cannot_be_submitted_whole_is_taken_back(
+    queue: Shell, sbatch: str, message: str, scancel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit_module, "_ANSWER_SECONDS", 0.5)
+    queue.tool("sinfo", "exit 1")
+    queue.answers("sbatch", "echo '4;north'", sbatch)
+    queue.tool("scancel", f'echo "$*" >>cancelled; exit {0 if scancel else 1}')
+    job = submitted(Path()).written
+    with pytest.raises(ClusterError) as caught:
+        submit([replace(job, job=replace(job.job, name="first")), job], Profile())
+    assert message in str(caught.value)
+    assert queue.lines("cancelled") == ["--clusters=north 4"]
+    last = "were cancelled again" if scancel else "in vain: scancel --clusters=north 4"
+    assert str(caught.value).endswith(last)
+
+
+@pytest.mark.parametrize("option", ["--clusters=north", "-M north", "-p gpu", "--qos=long"])
+def test_a_limit_that_sbatch_options_may_change_is_left_to_slurm(queue: Shell, option: str) -> None:
+    queue.tool("sinfo", "echo 'debug* 10:00'")
+    queue.tool("sbatch", "echo 5")
+    job = submitted(queue.folder).written
+    with pytest.raises(ConfigError, match="at most 10:00"):
+        submit([job], Profile(time="01:00:00"))
+    assert len(submit([job], Profile(time="01:00:00", sbatch=(option,)))) == 1
+
+
+def test_workers_are_waited_for_while_slurm_does_not_answer(queue: Shell) -> None:
+    from interkd.pipeline.cluster.dask_check import SlurmCheck
+
+    cluster = SimpleNamespace(
+        scheduler_info={"workers": {}}, workers={"a": SimpleNamespace(job_id="5")}
+    )
+    said: list[str] = []
+    check = SlurmCheck(cluster, queue.folder, said.append)
+    queue.tool("squeue", 'echo "Unable to contact slurm controller" >&2; exit 1')
+    for _ in range(10):
+        check()
+    assert said == [
+        "Slurm's controller does not answer; got Unable to contact slurm controller; still waiting"
+    ]
+    queue.tool("squeue", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
+    for _ in range(3):
+        check()
+    with pytest.raises(ClusterError, match="every Slurm job ended"):
+        check()
 
 
 TEACHER = """

@@ -19,7 +19,8 @@ import torch
 import yaml
 
 from interkd.cli.main import main
-from interkd.pipeline.cluster.follow import TaskState, look
+from interkd.kernels.errors import ClusterError
+from interkd.pipeline.cluster.states import TaskState, look
 
 HERE = Path(__file__).parent
 NODES = 3
@@ -162,8 +163,12 @@ class Desk:
     @staticmethod
     def state(job_id: str) -> TaskState:
         """The state of one job, or of one task of an array."""
-        while (tasks := look(job_id)) is None:  # a busy controller
-            time.sleep(0.5)
+        while True:
+            try:
+                tasks = look(job_id)
+                break
+            except ClusterError:  # a busy controller
+                time.sleep(0.5)
         assert len(tasks) == 1, tasks
         return tasks[0]
 

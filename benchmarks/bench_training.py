@@ -127,6 +127,8 @@ def busiest(
     rows = [
         (event.key[:90], event.self_device_time_total / 1e3 / steps, event.count // steps)
         for event in profile.key_averages()
+        if event.device_type == torch.autograd.DeviceType.CUDA  # else with the host's once more
+        and not event.is_user_annotation
     ]
     rows.sort(key=lambda row: -row[1])
     return sum(row[1] for row in rows), rows[:40]

@@ -3,10 +3,11 @@
     python benchmarks/scaling/bench_scaling.py cache --teacher SPEC --manifest MANIFEST
     python benchmarks/scaling/bench_scaling.py train --config STUDENT.yaml [--batches 1,2]
 
-`cache`: N processes share the parts of a store of N copies of the manifest. `train`: N processes of
-torchrun take a batch of `batch_seconds` each a step; epochs after the second count, in which every
-shape of batch has its graph. With as many batches a step the losses must be the same whatever N;
-their largest difference is told. Efficiency is audio a second over N times that of one process.
+`cache`: N processes share the parts of a store of N times `--copies` copies of the manifest.
+`train`: N processes of torchrun take a batch of `batch_seconds` each a step; epochs after the
+second count, in which every shape of batch has its graph. With as many batches a step the losses
+must be the same whatever N; their largest difference is told. Efficiency is audio a second over N
+times that of one process.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def measure_caching(options: argparse.Namespace, processes: int) -> dict[str, An
     manifest = read_manifest(options.manifest)
     copies = [
         replace(utterance, utt_id=f"{utterance.utt_id}-{copy}")
-        for copy in range(processes)
+        for copy in range(processes * options.copies)
         for utterance in manifest.utterances
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +61,7 @@ def measure_caching(options: argparse.Namespace, processes: int) -> dict[str, An
         ]
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             seconds = list(pool.map(cache_part, configs))
-    audio = processes * manifest.total_seconds
+    audio = processes * options.copies * manifest.total_seconds
     return {"seconds": seconds, "audio_per_second": audio / max(seconds)}
 
 
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--teacher")
     parser.add_argument("--manifest", type=Path)
+    parser.add_argument("--copies", type=int, default=1, help="of the manifest for each process")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--part-minutes", type=float, default=20.0)
     parser.add_argument("--decode-threads", type=int)

@@ -9,7 +9,7 @@ from interkd.pipeline.config import as_plain
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.manifest import Manifest
 from interkd.pipeline.progress import Reporter
-from interkd.pipeline.scoring.score import evaluate
+from interkd.pipeline.scoring.evaluate import evaluate
 from interkd.pipeline.students.model import Student
 from interkd.pipeline.training.averaging import average_weights
 from interkd.pipeline.training.config import TrainConfig

@@ -32,4 +32,5 @@ def depthwise_convolution(x: Tensor, weight: Tensor, *, dilation: int = 1) -> Te
     Returns:
         `(B, T, C)` of the dtype of `x`.
     """
-    return cast(Tensor, load_kernel("triton", "depthwise", "depthwise")(x, weight, dilation, False))
+    convolve = load_kernel("triton", "depthwise", "depthwise")
+    return cast(Tensor, convolve(x, weight.contiguous(), dilation, False))  # turned over once

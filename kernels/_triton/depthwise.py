@@ -10,8 +10,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-_FRAMES, _CHANNELS = 64, 64
-_TAPS, _FRAMES_OF_GRADIENT, _SHARES = 8, 16, 32
+_FRAMES_AT_ONCE = 4  # of `slide`, as its body has them
+_TAPS_AT_ONCE = 8  # of `correlate`, as its body has them
+_CHANNELS, _LANES_OF_SLIDE, _LANES_OF_CORRELATE = 64, 16, 4
+_STEPS = 33  # with the taps' seven, a multiple of what is unrolled
+_MOST_SHARES = 128
 
 
 @triton.jit
@@ -24,26 +27,50 @@ def slide(
     taps,
     dilation,
     FLIP: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One tile of frames and channels: the sum over taps of shifted frames times weights."""
-    frame = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    """The sum over taps of shifted frames times weights, of four frames a lane.
+
+    A lane's frames are `dilation` apart, so that what is loaded for one is the next tap's of the
+    frame before: each frame is loaded once for the four, not once a tap.
+    """
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    first = lane // dilation * (4 * dilation) + lane % dilation
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     utterance = tl.program_id(2).to(tl.int64) * T * channels
     inside = channel < channels
-    total = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
-    for tap in range(taps):
-        source = frame + (tap - taps // 2) * dilation
+    total0 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    total1 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    total2 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    total3 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    factor0 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    factor1 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    factor2 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    for step in tl.range(0, taps + 3, loop_unroll_factor=4):
+        source = first + (step - taps // 2) * dilation
         valid = ((source >= 0) & (source < T))[:, None] & inside[None, :]
-        values = tl.load(
-            x + utterance + source[:, None] * channels + channel[None, :], mask=valid, other=0.0
-        )
-        row = taps - 1 - tap if FLIP else tap
-        factor = tl.load(weight + row * channels + channel, mask=inside, other=0.0)
-        total += values.to(tl.float32) * factor.to(tl.float32)[None, :]
-    place = out + utterance + frame[:, None] * channels + channel[None, :]
-    tl.store(place, total, mask=(frame < T)[:, None] & inside[None, :])
+        place = x + utterance + source[:, None] * channels + channel[None, :]
+        values = tl.load(place, mask=valid, other=0.0).to(tl.float32)
+        row = taps - 1 - step if FLIP else step
+        # As many factors as values: of each channel once, threads would wait to hand them on.
+        place = weight + row * channels + channel[None, :] + 0 * lane[:, None]
+        valid = (inside & (step < taps))[None, :] & (lane >= 0)[:, None]
+        factor = tl.load(place, mask=valid, other=0.0).to(tl.float32)
+        total0 += values * factor
+        total1 += values * factor0
+        total2 += values * factor1
+        total3 += values * factor2
+        factor2 = factor1
+        factor1 = factor0
+        factor0 = factor
+    place = out + utterance + first[:, None] * channels + channel[None, :]
+    step_size = dilation * channels
+    is_channel = inside[None, :]
+    tl.store(place, total0, mask=(first < T)[:, None] & is_channel)
+    tl.store(place + step_size, total1, mask=(first + dilation < T)[:, None] & is_channel)
+    tl.store(place + 2 * step_size, total2, mask=(first + 2 * dilation < T)[:, None] & is_channel)
+    tl.store(place + 3 * step_size, total3, mask=(first + 3 * dilation < T)[:, None] & is_channel)
 
 
 @triton.jit
@@ -57,38 +84,75 @@ def correlate(
     taps,
     dilation,
     tiles,
-    TAPS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A few taps' share of the weights' gradient, summed over every n-th tile of frames.
+    """Eight taps' share of the weights' gradient, summed over every n-th tile of frames.
 
-    Products are added up where they are made and summed over the frames once, at the end: a sum
-    over frames for each tap and tile would have the threads talk all the time.
+    A lane goes through `STEPS` frames, `dilation` apart, and remembers the last eight slopes: a
+    frame and a slope are loaded for eight products. Frames are summed once, at the end: a sum
+    for each tap and tile would have the threads talk all the time.
     """
-    tap = tl.program_id(0) * TAPS + tl.arange(0, TAPS)
+    tap = tl.program_id(0) * 8
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = channel < channels
-    shift = (tap - taps // 2) * dilation
-    total = tl.zeros((TAPS, BLOCK_T, BLOCK_C), tl.float32)
+    total0 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    total1 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    total2 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    total3 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    total4 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    total5 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    total6 = tl.zeros((LANES, BLOCK_C), tl.float32)
+    total7 = tl.zeros((LANES, BLOCK_C), tl.float32)
     for tile in range(tl.program_id(2), batch * tiles, tl.num_programs(2)):
-        frame = (tile % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
+        lane = (tile % tiles) * LANES + tl.arange(0, LANES)
+        first = lane // dilation * (STEPS * dilation) + lane % dilation
         utterance = (tile // tiles).to(tl.int64) * T * channels
-        slopes = tl.load(
-            slope + utterance + frame[:, None] * channels + channel[None, :],
-            mask=(frame < T)[:, None] & inside[None, :],
-            other=0.0,
-        )
-        source = frame[None, :] + shift[:, None]
-        valid = (source >= 0) & (source < T) & (tap < taps)[:, None]
-        values = tl.load(
-            x + utterance + source[:, :, None] * channels + channel[None, None, :],
-            mask=valid[:, :, None] & inside[None, None, :],
-            other=0.0,
-        )
-        total += values.to(tl.float32) * slopes.to(tl.float32)[None, :, :]
-    place = partial + (tl.program_id(2) * taps + tap[:, None]) * channels + channel[None, :]
-    tl.store(place, tl.sum(total, axis=1), mask=(tap < taps)[:, None] & inside[None, :])
+        slope1 = tl.zeros((LANES, BLOCK_C), tl.float32)
+        slope2 = tl.zeros((LANES, BLOCK_C), tl.float32)
+        slope3 = tl.zeros((LANES, BLOCK_C), tl.float32)
+        slope4 = tl.zeros((LANES, BLOCK_C), tl.float32)
+        slope5 = tl.zeros((LANES, BLOCK_C), tl.float32)
+        slope6 = tl.zeros((LANES, BLOCK_C), tl.float32)
+        slope7 = tl.zeros((LANES, BLOCK_C), tl.float32)
+        for step in tl.range(0, STEPS + 7, loop_unroll_factor=8):
+            frame = first + step * dilation
+            valid = ((step < STEPS) & (frame < T))[:, None] & inside[None, :]
+            place = slope + utterance + frame[:, None] * channels + channel[None, :]
+            slope0 = tl.load(place, mask=valid, other=0.0).to(tl.float32)
+            source = frame + (tap - taps // 2) * dilation
+            valid = ((source >= 0) & (source < T))[:, None] & inside[None, :]
+            place = x + utterance + source[:, None] * channels + channel[None, :]
+            value = tl.load(place, mask=valid, other=0.0).to(tl.float32)
+            total0 += value * slope0
+            total1 += value * slope1
+            total2 += value * slope2
+            total3 += value * slope3
+            total4 += value * slope4
+            total5 += value * slope5
+            total6 += value * slope6
+            total7 += value * slope7
+            slope7 = slope6
+            slope6 = slope5
+            slope5 = slope4
+            slope4 = slope3
+            slope3 = slope2
+            slope2 = slope1
+            slope1 = slope0
+    place = partial + (tl.program_id(2) * taps + tap) * channels + channel
+    tl.store(place, tl.sum(total0, axis=0), mask=inside)
+    tl.store(place + channels, tl.sum(total1, axis=0), mask=inside & (tap + 1 < taps))
+    tl.store(place + 2 * channels, tl.sum(total2, axis=0), mask=inside & (tap + 2 < taps))
+    tl.store(place + 3 * channels, tl.sum(total3, axis=0), mask=inside & (tap + 3 < taps))
+    tl.store(place + 4 * channels, tl.sum(total4, axis=0), mask=inside & (tap + 4 < taps))
+    tl.store(place + 5 * channels, tl.sum(total5, axis=0), mask=inside & (tap + 5 < taps))
+    tl.store(place + 6 * channels, tl.sum(total6, axis=0), mask=inside & (tap + 6 < taps))
+    tl.store(place + 7 * channels, tl.sum(total7, axis=0), mask=inside & (tap + 7 < taps))
+
+
+def _parts(whole: int, part: int) -> int:
+    return (whole + part - 1) // part
 
 
 @triton_op("interkd::depthwise", mutates_args={})
@@ -97,8 +161,8 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int, flip: bool) -> Tensor:
     x = x.contiguous()
     batch, frames, channels = x.shape
     out = torch.empty_like(x)
-    tiles = ((frames + _FRAMES - 1) // _FRAMES, (channels + _CHANNELS - 1) // _CHANNELS, batch)
-    wrap_triton(slide)[tiles](
+    lanes = _parts(frames, _FRAMES_AT_ONCE * dilation) * dilation
+    wrap_triton(slide)[(_parts(lanes, _LANES_OF_SLIDE), _parts(channels, _CHANNELS), batch)](
         x,
         weight.contiguous(),
         out,
@@ -107,7 +171,7 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int, flip: bool) -> Tensor:
         weight.shape[0],
         dilation,
         FLIP=flip,
-        BLOCK_T=_FRAMES,
+        LANES=_LANES_OF_SLIDE,
         BLOCK_C=_CHANNELS,
     )
     return out
@@ -118,9 +182,10 @@ def weight_gradient(x: Tensor, slope: Tensor, taps: int, dilation: int) -> Tenso
     """Gradient of the `(K, C)` weights, float32: frames and the output's gradient `(B, T, C)`."""
     x, slope = x.contiguous(), slope.contiguous()
     batch, frames, channels = x.shape
-    partial = torch.empty(_SHARES, taps, channels, dtype=torch.float32, device=x.device)
-    groups = (taps + _TAPS - 1) // _TAPS
-    wrap_triton(correlate)[(groups, (channels + _CHANNELS - 1) // _CHANNELS, _SHARES)](
+    tiles = _parts(_parts(frames, _STEPS * dilation) * dilation, _LANES_OF_CORRELATE)
+    shares = _parts(batch * tiles, _parts(batch * tiles, _MOST_SHARES))  # each has as much to do
+    partial = torch.empty(shares, taps, channels, dtype=torch.float32, device=x.device)
+    wrap_triton(correlate)[(_parts(taps, _TAPS_AT_ONCE), _parts(channels, _CHANNELS), shares)](
         x,
         slope,
         partial,
@@ -129,10 +194,11 @@ def weight_gradient(x: Tensor, slope: Tensor, taps: int, dilation: int) -> Tenso
         channels,
         taps,
         dilation,
-        (frames + _FRAMES_OF_GRADIENT - 1) // _FRAMES_OF_GRADIENT,
-        TAPS=_TAPS,
-        BLOCK_T=_FRAMES_OF_GRADIENT,
+        tiles,
+        STEPS=_STEPS,
+        LANES=_LANES_OF_CORRELATE,
         BLOCK_C=_CHANNELS,
+        num_warps=2,
     )
     return partial.sum(0)
 

@@ -68,8 +68,8 @@ def main() -> None:
         compile_kernel(frame_gradients, {**asked, "ALIGNED": True}, logits)
         asked |= {"TAU": not odd, "WITH_GRADIENT": True, "ALIGNED": odd, "ONE_BLOCK": odd}
         compile_kernel(frame_losses, asked, logits)
-    compile_kernel(slide, {"FLIP": True, "BLOCK_T": 64, "BLOCK_C": 64})
-    compile_kernel(correlate, {"TAPS": 8, "BLOCK_T": 16, "BLOCK_C": 64})
+    compile_kernel(slide, {"FLIP": True, "LANES": 16, "BLOCK_C": 64})
+    compile_kernel(correlate, {"STEPS": 33, "LANES": 4, "BLOCK_C": 64})
     print("compiled")
 
 

@@ -30,6 +30,8 @@ def expected(x: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tens
         (3, 2, 1, 1, 1),
         (2, 70, 130, 5, 2),
         (1, 129, 67, 29, 2),
+        (1, 300, 3, 9, 3),
+        (130, 3, 2, 3, 1),  # more tiles than shares of the weights' gradient
     ],
 )
 def test_values_and_gradients_are_torchs(

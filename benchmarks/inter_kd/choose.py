@@ -1,0 +1,108 @@
+"""The experiment's sweep from its tuning: each recipe with the settings that dev liked best.
+
+    python benchmarks/inter_kd/choose.py jasper-first.yaml jasper-tuning.yaml \
+        --epochs 80 --out benchmarks/inter_kd/jasper-sweep.yaml
+
+Results stand beside the tuning's sweeps; runs without one are passed over. Recipes that were not
+tuned take the settings of their nearest kin.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from interkd.pipeline.sweep.config import read_sweep
+from interkd.pipeline.sweep.results import read_result
+from interkd.pipeline.sweep.runs import expand
+
+RECIPES = ("ctc", "inter-ctc", "skd", "inter-kd", "inter-kd-kl")
+KIN = {
+    "kl": "skd",
+    "guided": "skd",
+    "mass3-ntdk": "skd",
+    "inter-mass3-ntdk": "inter-kd",
+    "kd-only": "inter-kd-kl",
+    "self-conditioned": "inter-ctc",
+}
+SETS = "{dev: runs/inter_kd/dev/manifest.jsonl, test: runs/inter_kd/test/manifest.jsonl}"
+
+
+@dataclass(frozen=True)
+class Try:
+    """A run of the tuning: what departs from the base, and its WER on dev."""
+
+    name: str
+    settings: dict[str, str]
+    dev_wer: float
+
+
+def read_tries(path: Path) -> list[tuple[str, Try]]:
+    """The finished runs of a sweep, each with its recipe."""
+    sweep = read_sweep(path)
+    entries = {entry.name: entry for entry in sweep.runs}
+    tries = []
+    for run in expand(sweep):
+        if not run.result.exists():
+            continue
+        assigned = dict(text.split("=", 1) for text in entries[run.entry].set)
+        recipe = assigned.pop("objective.recipe")
+        settings = {key: value for key, value in assigned.items() if not key.startswith("data.")}
+        wer = read_result(run.result).scores["dev"].heads[-1].words.rate
+        tries.append((recipe, Try(run.name, settings, wer)))
+    return tries
+
+
+def run_line(recipe: str, settings: dict[str, str], epochs: int) -> str:
+    """An entry of the sweep's list."""
+    chosen = {"objective.recipe": recipe, **settings, "epochs": str(epochs)}
+    inner = ", ".join(f"{key}: {value}" for key, value in chosen.items())
+    return f"  - {{name: {recipe}, set: {{{inner}}}}}"
+
+
+def main() -> None:
+    """Writes the sweep and says what it chose."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tuning", type=Path, nargs="+")
+    parser.add_argument("--base", default="jasper.yaml")
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--seeds", default="1, 2, 3")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    tries: dict[str, list[Try]] = {recipe: [] for recipe in RECIPES}
+    for path in options.tuning:
+        for recipe, one in read_tries(path):
+            tries[recipe].append(one)
+    lines = []
+    best = {}
+    for recipe, made in tries.items():
+        if not made:
+            raise SystemExit(f"no run of {recipe} is done")
+        best[recipe] = min(made, key=lambda one: one.dev_wer)
+        said = f"{best[recipe].name}: {best[recipe].dev_wer:.2f} % on dev, best of {len(made)}"
+        print(f"{recipe}: {said}")
+        lines += [f"  # {said}", run_line(recipe, best[recipe].settings, options.epochs)]
+    for recipe, kin in KIN.items():
+        shared = best[kin].settings.items()
+        settings = {key: value for key, value in shared if not key.startswith("objective.")}
+        lines += [f"  # as {kin}", run_line(recipe, settings, options.epochs)]
+    head = f"""\
+# Made by choose.py of the tuning: each recipe with the settings that dev liked best.
+base: {options.base}
+out: runs/inter_kd/jasper
+results: benchmarks/inter_kd/results/jasper
+score: {SETS}
+jobs: 4
+baselines: [ctc, inter-ctc, inter-kd]
+runs:
+"""
+    text = head + "\n".join(lines) + f"\ngrid: {{seed: [{options.seeds}]}}\n"
+    yaml.safe_load(text)
+    options.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

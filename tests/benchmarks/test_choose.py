@@ -1,0 +1,31 @@
+"""The experiment's sweep is what dev liked best among the tuning's finished runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from interkd.pipeline.sweep.config import read_sweep
+from interkd.pipeline.sweep.runs import expand
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "inter_kd"
+
+
+def test_each_recipe_gets_its_best_settings(tmp_path: Path) -> None:
+    out = tmp_path / "sweep.yaml"
+    (tmp_path / "jasper.yaml").write_bytes((FOLDER / "jasper.yaml").read_bytes())
+    command = [sys.executable, str(FOLDER / "choose.py"), str(FOLDER / "jasper-first.yaml")]
+    done = subprocess.run(
+        [*command, "--epochs", "7", "--seeds", "1, 2", "--out", str(out)],
+        cwd=FOLDER.parents[1],  # where the sweep's results are
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "inter-kd: inter-kd-l2: 62.19 % on dev, best of 2" in done.stdout
+    runs = {run.name: run.config for run in expand(read_sweep(out))}
+    assert runs["inter-kd-seed2"].objective.distill_weight == 2.0
+    assert runs["inter-kd-seed2"].epochs == 7
+    assert runs["inter-mass3-ntdk-seed1"].objective.distill_weight is None  # another loss's weight
+    assert runs["ctc-seed1"].data.buckets == 20  # the first runs' batches are not taken over

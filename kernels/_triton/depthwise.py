@@ -12,7 +12,7 @@ from torch.library import triton_op, wrap_triton
 
 _FRAMES_AT_ONCE = 4  # of `slide`, as its body has them
 _TAPS_AT_ONCE = 8  # of `correlate`, as its body has them
-_CHANNELS, _LANES_OF_SLIDE, _LANES_OF_CORRELATE = 64, 16, 4
+_CHANNELS, _LANES_OF_SLIDE, _LANES_OF_CORRELATE = 64, 16, 8
 _STEPS = 33  # with the taps' seven, a multiple of what is unrolled
 _MOST_SHARES = 128
 
@@ -54,8 +54,8 @@ def slide(
         values = tl.load(place, mask=valid, other=0.0).to(tl.float32)
         row = taps - 1 - step if FLIP else step
         # As many factors as values: of each channel once, threads would wait to hand them on.
-        place = weight + row * channels + channel[None, :] + 0 * lane[:, None]
-        valid = (inside & (step < taps))[None, :] & (lane >= 0)[:, None]
+        place = tl.broadcast_to(weight + row * channels + channel[None, :], (LANES, BLOCK_C))
+        valid = tl.broadcast_to((inside & (step < taps))[None, :], (LANES, BLOCK_C))
         factor = tl.load(place, mask=valid, other=0.0).to(tl.float32)
         total0 += values * factor
         total1 += values * factor0
@@ -83,16 +83,16 @@ def correlate(
     channels,
     taps,
     dilation,
-    tiles,
+    lanes,
     STEPS: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Eight taps' share of the weights' gradient, summed over every n-th tile of frames.
+    """Eight taps' share of the weights' gradient, summed over every n-th tile of lanes.
 
     A lane goes through `STEPS` frames, `dilation` apart, and remembers the last eight slopes: a
-    frame and a slope are loaded for eight products. Frames are summed once, at the end: a sum
-    for each tap and tile would have the threads talk all the time.
+    frame and a slope are loaded for eight products. An utterance has `lanes`; a tile's may be of
+    two. They are summed once, at the end: before that threads have nothing to tell each other.
     """
     tap = tl.program_id(0) * 8
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -105,10 +105,12 @@ def correlate(
     total5 = tl.zeros((LANES, BLOCK_C), tl.float32)
     total6 = tl.zeros((LANES, BLOCK_C), tl.float32)
     total7 = tl.zeros((LANES, BLOCK_C), tl.float32)
-    for tile in range(tl.program_id(2), batch * tiles, tl.num_programs(2)):
-        lane = (tile % tiles) * LANES + tl.arange(0, LANES)
+    for tile in range(tl.program_id(2), tl.cdiv(batch * lanes, LANES), tl.num_programs(2)):
+        lane = tile * LANES + tl.arange(0, LANES)
+        is_there = lane < batch * lanes
+        utterance = (lane // lanes).to(tl.int64)[:, None] * T * channels
+        lane = lane % lanes
         first = lane // dilation * (STEPS * dilation) + lane % dilation
-        utterance = (tile // tiles).to(tl.int64) * T * channels
         slope1 = tl.zeros((LANES, BLOCK_C), tl.float32)
         slope2 = tl.zeros((LANES, BLOCK_C), tl.float32)
         slope3 = tl.zeros((LANES, BLOCK_C), tl.float32)
@@ -118,11 +120,11 @@ def correlate(
         slope7 = tl.zeros((LANES, BLOCK_C), tl.float32)
         for step in tl.range(0, STEPS + 7, loop_unroll_factor=8):
             frame = first + step * dilation
-            valid = ((step < STEPS) & (frame < T))[:, None] & inside[None, :]
+            valid = (is_there & (step < STEPS) & (frame < T))[:, None] & inside[None, :]
             place = slope + utterance + frame[:, None] * channels + channel[None, :]
             slope0 = tl.load(place, mask=valid, other=0.0).to(tl.float32)
             source = frame + (tap - taps // 2) * dilation
-            valid = ((source >= 0) & (source < T))[:, None] & inside[None, :]
+            valid = (is_there & (source >= 0) & (source < T))[:, None] & inside[None, :]
             place = x + utterance + source[:, None] * channels + channel[None, :]
             value = tl.load(place, mask=valid, other=0.0).to(tl.float32)
             total0 += value * slope0
@@ -182,8 +184,9 @@ def weight_gradient(x: Tensor, slope: Tensor, taps: int, dilation: int) -> Tenso
     """Gradient of the `(K, C)` weights, float32: frames and the output's gradient `(B, T, C)`."""
     x, slope = x.contiguous(), slope.contiguous()
     batch, frames, channels = x.shape
-    tiles = _parts(_parts(frames, _STEPS * dilation) * dilation, _LANES_OF_CORRELATE)
-    shares = _parts(batch * tiles, _parts(batch * tiles, _MOST_SHARES))  # each has as much to do
+    lanes = _parts(frames, _STEPS * dilation) * dilation
+    tiles = _parts(batch * lanes, _LANES_OF_CORRELATE)
+    shares = _parts(tiles, _parts(tiles, _MOST_SHARES))  # each has as much to do
     partial = torch.empty(shares, taps, channels, dtype=torch.float32, device=x.device)
     wrap_triton(correlate)[(_parts(taps, _TAPS_AT_ONCE), _parts(channels, _CHANNELS), shares)](
         x,
@@ -194,11 +197,10 @@ def weight_gradient(x: Tensor, slope: Tensor, taps: int, dilation: int) -> Tenso
         channels,
         taps,
         dilation,
-        tiles,
+        lanes,
         STEPS=_STEPS,
         LANES=_LANES_OF_CORRELATE,
         BLOCK_C=_CHANNELS,
-        num_warps=2,
     )
     return partial.sum(0)
 

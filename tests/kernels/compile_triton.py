@@ -24,7 +24,7 @@ TYPES = {
     "i64": ("offset1", "offset2", "offset3", "out1", "out2", "out3"),
     "i32": (
         *("batch", "T", "width", "vocab_size", "entries", "teacher_length", "blank"),
-        *("channels", "taps", "dilation", "tiles"),
+        *("channels", "taps", "dilation", "lanes"),
         *("first_head", "all_heads", "ctc_heads", "distilled_heads"),
     ),
     "fp32": ("temperature",),
@@ -69,7 +69,7 @@ def main() -> None:
         asked |= {"TAU": not odd, "WITH_GRADIENT": True, "ALIGNED": odd, "ONE_BLOCK": odd}
         compile_kernel(frame_losses, asked, logits)
     compile_kernel(slide, {"FLIP": True, "LANES": 16, "BLOCK_C": 64})
-    compile_kernel(correlate, {"STEPS": 33, "LANES": 4, "BLOCK_C": 64})
+    compile_kernel(correlate, {"STEPS": 33, "LANES": 8, "BLOCK_C": 64})
     print("compiled")
 
 

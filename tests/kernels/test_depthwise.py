@@ -31,7 +31,6 @@ def expected(x: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tens
         (2, 70, 130, 5, 2),
         (1, 129, 67, 29, 2),
         (1, 300, 3, 9, 3),
-        (130, 3, 2, 3, 1),  # more tiles than shares of the weights' gradient
     ],
 )
 def test_values_and_gradients_are_torchs(
@@ -50,6 +49,23 @@ def test_values_and_gradients_are_torchs(
     torch.testing.assert_close(got.cpu().double(), wanted, rtol=0, atol=2e-5)
     for own, right in zip(gradients, wanted_gradients, strict=True):
         torch.testing.assert_close(own.cpu().double(), right, rtol=1e-5, atol=5e-5)
+
+
+def test_shares_of_the_weights_gradient_are_of_several_tiles(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interkd.kernels._triton import depthwise
+
+    torch.manual_seed(0)
+    x, weight = torch.randn(20, 35, 3), torch.randn(3, 3)
+    wanted_weight = weight.double().requires_grad_()
+    out = expected(x.double(), wanted_weight, 1)
+    (wanted,) = torch.autograd.grad(out.square().sum(), wanted_weight)
+    monkeypatch.setattr(depthwise, "_MOST_SHARES", 2)  # of the five tiles of eight lanes
+    got_weight = weight.to(device).requires_grad_()
+    out = depthwise_convolution(x.to(device), got_weight)
+    (got,) = torch.autograd.grad(out.square().sum(), got_weight)
+    torch.testing.assert_close(got.cpu().double(), wanted, rtol=1e-5, atol=1e-3)
 
 
 def test_bfloat16_frames_keep_their_dtype_and_any_strides(device: torch.device) -> None:

@@ -1,10 +1,10 @@
 """The experiment's sweep from its tuning: each recipe with the settings that dev liked best.
 
-    python benchmarks/inter_kd/choose.py jasper-first.yaml jasper-tuning.yaml \
-        --epochs 80 --out benchmarks/inter_kd/jasper-sweep.yaml
+    E=benchmarks/inter_kd
+    python $E/choose.py $E/jasper-{first,tuning}.yaml --epochs 80 --out $E/jasper-sweep.yaml
 
-Results stand beside the tuning's sweeps; runs without one are passed over. Recipes that were not
-tuned take the settings of their nearest kin.
+Every run of the tuning must be done. Recipes that were not tuned take the settings of their nearest
+kin.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
 
 from interkd.pipeline.sweep.config import read_sweep
 from interkd.pipeline.sweep.results import read_result
@@ -47,7 +45,7 @@ def read_tries(path: Path) -> list[tuple[str, Try]]:
     tries = []
     for run in expand(sweep):
         if not run.result.exists():
-            continue
+            raise SystemExit(f"{path}: no result of {run.name} yet")
         assigned = dict(text.split("=", 1) for text in entries[run.entry].set)
         recipe = assigned.pop("objective.recipe")
         settings = {key: value for key, value in assigned.items() if not key.startswith("data.")}
@@ -67,7 +65,6 @@ def main() -> None:
     """Writes the sweep and says what it chose."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tuning", type=Path, nargs="+")
-    parser.add_argument("--base", default="jasper.yaml")
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seeds", default="1, 2, 3")
     parser.add_argument("--out", type=Path, required=True)
@@ -79,8 +76,6 @@ def main() -> None:
     lines = []
     best = {}
     for recipe, made in tries.items():
-        if not made:
-            raise SystemExit(f"no run of {recipe} is done")
         best[recipe] = min(made, key=lambda one: one.dev_wer)
         said = f"{best[recipe].name}: {best[recipe].dev_wer:.2f} % on dev, best of {len(made)}"
         print(f"{recipe}: {said}")
@@ -91,7 +86,7 @@ def main() -> None:
         lines += [f"  # as {kin}", run_line(recipe, settings, options.epochs)]
     head = f"""\
 # Made by choose.py of the tuning: each recipe with the settings that dev liked best.
-base: {options.base}
+base: jasper.yaml
 out: runs/inter_kd/jasper
 results: benchmarks/inter_kd/results/jasper
 score: {SETS}
@@ -100,8 +95,8 @@ baselines: [ctc, inter-ctc, inter-kd]
 runs:
 """
     text = head + "\n".join(lines) + f"\ngrid: {{seed: [{options.seeds}]}}\n"
-    yaml.safe_load(text)
     options.out.write_text(text, encoding="utf-8")
+    expand(read_sweep(options.out))  # says what is wrong with it
 
 
 if __name__ == "__main__":

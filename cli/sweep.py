@@ -12,13 +12,10 @@ from rich.table import Table
 
 from interkd.cli.reporter import TerminalReporter
 from interkd.pipeline.sweep.config import SweepConfig, read_sweep
-from interkd.pipeline.sweep.driver import SweepOutcome, run_sweep, states
-from interkd.pipeline.sweep.report import (
-    report_sweep,
-    table_of_groups,
-    table_of_heads,
-    write_report,
-)
+from interkd.pipeline.sweep.driver import SweepOutcome, run_sweep
+from interkd.pipeline.sweep.report import report_sweep
+from interkd.pipeline.sweep.states import states
+from interkd.pipeline.sweep.tables import table_of_groups, table_of_heads, write_report
 
 
 @click.command("sweep")

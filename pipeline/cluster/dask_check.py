@@ -8,6 +8,7 @@ from typing import Any
 from interkd.kernels.errors import ClusterError
 from interkd.pipeline.cluster.submit import slurm
 from interkd.pipeline.cluster.tasks import Message
+from interkd.pipeline.logs import last_line
 
 _POLLS_WITHOUT_JOBS = 4
 
@@ -72,5 +73,4 @@ class SlurmCheck:
     def _last_line(self) -> str | None:
         """The last words of a job."""
         logs = sorted(self.logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
-        texts = [path.read_text(errors="replace").strip() for path in logs]
-        return next((text.splitlines()[-1] for text in reversed(texts) if text), None)
+        return next((line for line in map(last_line, reversed(logs)) if line), None)

@@ -12,6 +12,7 @@ from pathlib import Path
 from interkd.kernels.errors import ClusterError
 from interkd.pipeline.cluster.states import ENDED, GONE, TaskState, accounted, look
 from interkd.pipeline.cluster.submit import Submitted
+from interkd.pipeline.logs import last_line
 
 _LOOKS_AFTER_THE_END = 2  # a job on its way back into the queue looks ended for a moment
 _ACCOUNTING_SECONDS = 600.0  # so long may accounting lag behind a controller that has forgotten
@@ -165,7 +166,7 @@ class _Followed:
             reason += f" ({len(failed)} of {len(self._tasks)} tasks)"
         log = _log(self._job, task)
         if log.exists():
-            reason += f", log {log}: {_last_line(log)}"
+            reason += f", log {log}: {last_line(log) or 'it is empty'}"
         return Failure(name=self._job.written.job.name, job_id=self._job.job_id, reason=reason)
 
 
@@ -173,10 +174,3 @@ def _log(job: Submitted, task: TaskState) -> Path:
     log = job.written.log
     number = f"{job.job_id}_{task.task}"
     return log.with_name(log.name.replace("%A_%a", number).replace("%j", job.job_id))
-
-
-def _last_line(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        lines = file.read().decode("utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it is empty")

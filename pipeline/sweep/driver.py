@@ -18,10 +18,12 @@ from typing import BinaryIO
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.devices import resolve_device
+from interkd.pipeline.logs import last_line
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.sweep.config import SweepConfig
 from interkd.pipeline.sweep.results import finished_result
 from interkd.pipeline.sweep.runs import Run, expand, select
+from interkd.pipeline.sweep.states import FAILED
 from interkd.pipeline.sweep.worker import (
     EXIT_BUSY,
     EXIT_DONE,
@@ -30,19 +32,9 @@ from interkd.pipeline.sweep.worker import (
     hold,
     write_job,
 )
-from interkd.pipeline.training.run_settings import SETTINGS_FILE
 
 _POLL = 0.2  # seconds
-_FAILED = "-- failed"
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunState:
-    """Where a run stands: `done`, `running`, `failed`, `started` or `waiting`."""
-
-    run: Run
-    state: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,27 +81,6 @@ class _Child:
     log: BinaryIO
     device: str
     asked_to_stop: bool = False
-
-
-def states(sweep: SweepConfig) -> list[RunState]:
-    """The state of every run.
-
-    Raises:
-        ConfigError: If the settings are wrong, or a result is damaged or of other settings.
-    """
-    return [RunState(run=run, state=_state(run, sweep)) for run in expand(sweep)]
-
-
-def _state(run: Run, sweep: SweepConfig) -> str:
-    if finished_result(run, dict.fromkeys((scored.split for scored in sweep.score), None)):
-        return "done"
-    if run.lock.exists():
-        with hold(run.lock) as free:
-            if not free:
-                return "running"
-    if _last_line(run.log).startswith(_FAILED):
-        return "failed"
-    return "started" if (run.config.out / SETTINGS_FILE).exists() else "waiting"
 
 
 def run_sweep(
@@ -267,7 +238,7 @@ class _Driver:
     def _ended(self, child: _Child, code: int) -> None:
         run, outcome = child.run, self.outcome
         stop_codes = (EXIT_STOPPED, -getattr(signal, run.config.stop_signal), -signal.SIGKILL)
-        reason = _last_line(run.log)
+        reason = last_line(run.log)
         if code == EXIT_DONE:
             try:
                 result = finished_result(run, self.manifests)
@@ -289,7 +260,7 @@ class _Driver:
             outcome.unfinished.append(run)
             self.reporter.message(f"{run.name}: stopped")
             return
-        child.log.write(f"{_FAILED} with exit code {code}\n".encode())
+        child.log.write(f"{FAILED} with exit code {code}\n".encode())
         outcome.failed.append(Failure(run=run, code=code, reason=reason))
         self.reporter.message(f"{run.name}: failed with exit code {code}, log {run.log}: {reason}")
 
@@ -324,14 +295,3 @@ def _make_folders(*folders: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot write to {folder}", got=error.strerror) from error
-
-
-def _last_line(log: Path) -> str:
-    """The last line of a log, empty where there is none."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 4096))
-            lines = file.read().decode("utf-8", errors="replace").split("\n")
-    except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -18,10 +18,11 @@ from interkd.kernels.errors import ConfigError
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.sweep import driver
 from interkd.pipeline.sweep.config import SweepConfig, read_sweep
-from interkd.pipeline.sweep.driver import run_sweep, states
+from interkd.pipeline.sweep.driver import run_sweep
 from interkd.pipeline.sweep.report import report_sweep
 from interkd.pipeline.sweep.results import read_result
 from interkd.pipeline.sweep.runs import expand
+from interkd.pipeline.sweep.states import states
 from interkd.pipeline.sweep.worker import (
     EXIT_BUSY,
     EXIT_DONE,

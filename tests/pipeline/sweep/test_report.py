@@ -12,14 +12,10 @@ import pytest
 
 from interkd.kernels.errors import ConfigError, CorpusError
 from interkd.pipeline.sweep.config import SweepConfig, read_sweep
-from interkd.pipeline.sweep.report import (
-    as_markdown,
-    report_sweep,
-    table_of_heads,
-    write_report,
-)
+from interkd.pipeline.sweep.report import report_sweep
 from interkd.pipeline.sweep.results import RunResult, read_result
 from interkd.pipeline.sweep.runs import expand
+from interkd.pipeline.sweep.tables import as_markdown, table_of_heads, write_report
 
 WriteSweep = Callable[..., Path]
 MakeResult = Callable[..., RunResult]

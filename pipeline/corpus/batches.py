@@ -23,10 +23,11 @@ class BatchSampler:
     """Batches of indexes into the utterances, bucketed by length, the same in every process.
 
     Utterances are sorted by length and cut into buckets of equal total length. An epoch shuffles
-    each bucket, fills batches from it up to `max_seconds` of padded audio, and shuffles the
-    batches. Every utterance occurs exactly once an epoch. With several ranks, all ranks have
-    equally many batches and those of one step are of similar length; a few batches are halved so
-    that the count divides (only a corpus of single-utterance batches repeats some instead).
+    each bucket, fills batches from it up to `max_seconds` of padded audio, puts what is left over
+    into the next bucket, and shuffles the batches. Every utterance occurs exactly once an epoch.
+    With several ranks, all ranks have equally many batches and those of one step are of similar
+    length; a few batches are halved so that the count divides (only a corpus of single-utterance
+    batches repeats some instead).
 
     Args:
         utterances: All of one manifest.
@@ -39,9 +40,9 @@ class BatchSampler:
         world_size: How many processes share the epoch.
         groups: Group of each utterance (the part of the teacher cache that holds its targets), for
             corpora whose targets do not fit in memory; None where they do.
-        fixed_shapes: Every batch of a bucket has as many utterances as fit at the bucket's longest
-            (but one with what is left over), so that an epoch has few shapes of batch, with one
-            window of groups the same ones every epoch: what CUDA graphs need. Pad each to
+        fixed_shapes: Every batch of a bucket has as many utterances as fit at the bucket's
+            longest, so that an epoch has few shapes of batch, with one window of groups nearly
+            the same ones every epoch: what CUDA graphs need. Pad each to the longest of its
             `padded_samples`.
         groups_at_once: Groups from which batches are drawn at a time: an epoch goes through the
             groups in a shuffled order, so many at once, and reads each of them once.
@@ -169,6 +170,7 @@ class BatchSampler:
             "max_seconds": self.max_seconds,
             "buckets": self._bucket_count,
             "groups_at_once": self._groups_at_once,
+            "left_over": "next bucket",  # checkpoints of before went through another order
             "fixed_shapes": self._fixed_shapes,
             "world_size": self.world_size,
             "utterances": self._digest,
@@ -200,9 +202,18 @@ class BatchSampler:
             buckets = [np.flatnonzero(longest == length) for length in np.unique(longest)]
         else:
             buckets = _split_by_total(self._samples[window], self._bucket_count)
+        left_over: list[int] = []
         for bucket in buckets:
-            order = random.permutation(window[bucket]) if self.shuffle else window[bucket]
-            batches += _fill(order, self.padded_samples, self._max_samples)
+            order = window[bucket]
+            if self.padded_samples[order].max() <= self._max_samples:
+                order = np.append(np.array(left_over, np.int64), order)
+            else:  # a long one would part them
+                batches += [left_over] if left_over else []
+            if self.shuffle:
+                order = random.permutation(order)
+            *full, left_over = _fill(order, self.padded_samples, self._max_samples)
+            batches += full
+        batches.append(left_over)
         while len(batches) % self.world_size:
             _halve_largest(batches)
         if self.shuffle:

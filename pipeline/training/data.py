@@ -164,8 +164,10 @@ class BatchLoader:
         self.padded_samples = padded_samples
         self._most_targets: dict[int, int] = {}
         if padded_samples is not None:
-            for padded, target in zip(padded_samples.tolist(), self.targets, strict=True):
-                self._most_targets[padded] = max(self._most_targets.get(padded, 0), len(target))
+            most = 0  # of this length or below: a batch has some that the bucket below left over
+            for index in np.argsort(padded_samples, kind="stable").tolist():
+                most = max(most, len(self.targets[index]))
+                self._most_targets[int(padded_samples[index])] = most
         self.compared: list[int] = []
         if store is not None:
             store.require(manifest.utterances)

@@ -37,7 +37,7 @@ from tests.students import steps_of
 
 WriteSweep = Callable[..., Path]
 WriteResult = Callable[..., None]
-EPOCHS = 30
+EPOCHS, STEPS = 30, 5  # steps an epoch
 
 
 class Heard(Reporter):
@@ -117,7 +117,7 @@ def test_stopped_and_killed_runs_go_on_and_finished_ones_are_left_alone(
         json.loads((sweep.out / f"ctc-seed{seed}" / "last.json").read_text())["step"]
         for seed in (1, 2)
     ]
-    assert 0 < min(steps) <= max(steps) < 6 * EPOCHS
+    assert 0 < min(steps) <= max(steps) < STEPS * EPOCHS
 
     process = subprocess.Popen(
         [sys.executable, "-m", "interkd", "sweep", str(path), "--only", "ctc", "--jobs", "1"],
@@ -138,8 +138,9 @@ def test_stopped_and_killed_runs_go_on_and_finished_ones_are_left_alone(
     for run in expand(sweep):
         result = read_result(run.result)
         epochs = run.config.epochs
-        assert (result.trained.steps, result.trained.epochs) == (6 * epochs, epochs)
-        assert [row["step"] for row in steps_of(run.config.out)] == list(range(1, 6 * epochs + 1))
+        last = STEPS * epochs
+        assert (result.trained.steps, result.trained.epochs) == (last, epochs)
+        assert [row["step"] for row in steps_of(run.config.out)] == list(range(1, last + 1))
         assert [row["epochs_done"] for row in result.curve] == ([15, 30] if epochs > 2 else [1, 2])
         best = json.loads((run.config.out / "best.json").read_text())
         assert best["checkpoint"] == f"checkpoints/{result.trained.best}"

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from interkd.kernels.errors import CheckpointError, ConfigError
+from interkd.kernels.errors import ConfigError
 from interkd.pipeline.corpus.manifest import Utterance
 
 
@@ -25,9 +24,8 @@ class BatchSampler:
     Utterances are sorted by length and cut into buckets of equal total length. An epoch shuffles
     each bucket, fills batches from it up to `max_seconds` of padded audio, puts what is left over
     into the next bucket, and shuffles the batches. Every utterance occurs exactly once an epoch.
-    With several ranks, all ranks have equally many batches and those of one step are of similar
-    length; a few batches are halved so that the count divides (only a corpus of single-utterance
-    batches repeats some instead).
+    The batches of one step are of similar length; a few are halved so that the count divides (only
+    a corpus of single-utterance batches repeats some instead).
 
     Args:
         utterances: All of one manifest.
@@ -35,9 +33,7 @@ class BatchSampler:
             longer utterance is a batch by itself, with a warning here.
         buckets: How many buckets; more waste less padding, fewer shuffle better.
         seed: Together with the epoch decides the order.
-        shuffle: False gives the same order every epoch, short utterances first.
-        rank: This process.
-        world_size: How many processes share the epoch.
+        batches_a_step: Batches `i * batches_a_step` and those that follow are of step `i`.
         groups: Group of each utterance (the part of the teacher cache that holds its targets), for
             corpora whose targets do not fit in memory; None where they do.
         fixed_shapes: Every batch of a bucket has as many utterances as fit at the bucket's
@@ -48,7 +44,7 @@ class BatchSampler:
             groups in a shuffled order, so many at once, and reads each of them once.
 
     Raises:
-        ConfigError: For a value out of range, or fewer utterances than ranks.
+        ConfigError: For a value out of range, or fewer utterances than batches in a step.
     """
 
     def __init__(
@@ -58,9 +54,7 @@ class BatchSampler:
         max_seconds: float,
         buckets: int,
         seed: int,
-        shuffle: bool,
-        rank: int = 0,
-        world_size: int = 1,
+        batches_a_step: int = 1,
         groups: Sequence[int] | None = None,
         groups_at_once: int = 1,
         fixed_shapes: bool = False,
@@ -68,20 +62,15 @@ class BatchSampler:
         _check_range("max_seconds", max_seconds, max_seconds > 0, "above 0")
         _check_range("buckets", buckets, buckets >= 1, "at least 1")
         _check_range("seed", seed, seed >= 0, "at least 0")
-        _check_range("rank", rank, 0 <= rank < world_size, f"0 .. {world_size - 1}")
         _check_range(
-            "world_size",
-            world_size,
-            world_size <= len(utterances),
-            f"at most one rank an utterance ({len(utterances)})",
+            "batches_a_step",
+            batches_a_step,
+            1 <= batches_a_step <= len(utterances),
+            f"1 to the number of utterances, {len(utterances)}",
         )
         _check_range("groups_at_once", groups_at_once, groups_at_once >= 1, "at least 1")
-        self.max_seconds = max_seconds
-        self.seed = seed
-        self.epoch = 0
-        self.shuffle = shuffle
-        self.rank = rank
-        self.world_size = world_size
+        self._seed = seed
+        self._batches_a_step = batches_a_step
         self._samples = np.array([u.samples for u in utterances], dtype=np.int64)
         self._max_samples = int(max_seconds * utterances[0].sample_rate)
         self._bucket_count = buckets
@@ -95,12 +84,6 @@ class BatchSampler:
                 self.padded_samples[members] = self._samples[members].max()
         self._groups = np.zeros(len(utterances), np.int64) if groups is None else np.array(groups)
         self._groups_at_once = groups_at_once
-        self._digest = hashlib.sha256(
-            "\n".join(f"{u.utt_id}\t{u.samples}" for u in utterances).encode()
-        ).hexdigest()
-        self._plan: tuple[int, list[list[int]]] | None = None
-        self._batches_done = 0
-        self._resumed = False
         longer = int((self._samples > self._max_samples).sum())
         if longer:
             longest = utterances[int(self._samples.argmax())]
@@ -110,82 +93,11 @@ class BatchSampler:
                 stacklevel=2,
             )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch to iterate; another one than the restored starts at its beginning."""
-        if epoch != self.epoch:
-            self._batches_done, self._resumed = 0, False
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Batches of this rank in the current epoch."""
-        return len(self._epoch_batches()) // self.world_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        if not self._resumed:
-            self._batches_done = 0
-        self._resumed = False
-        batches = self._epoch_batches()[self.rank :: self.world_size]
-        for batch in batches[self._batches_done :]:
-            self._batches_done += 1
-            yield batch
-
-    def all_batches(self) -> list[list[int]]:
-        """The current epoch's batches of all ranks: batch `i` is of step `i // world_size`."""
-        return self._epoch_batches()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the epoch stands, the same on every rank, ready for JSON.
-
-        `batches_done` counts the batches handed out; a loop that fetches ahead replaces it by the
-        number it has trained on.
-        """
-        return {
-            "epoch": self.epoch,
-            "batches_done": self._batches_done,
-            **self._settings(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Makes the next iteration continue where the state was taken.
-
-        Raises:
-            CheckpointError: If the state is of other utterances, settings or number of ranks.
-        """
-        for name, value in self._settings().items():
-            if state.get(name) != value:
-                raise CheckpointError(
-                    f"cannot resume within an epoch: '{name}' differs",
-                    expected=value,
-                    got=state.get(name),
-                    remedy="resume with the settings and data of the checkpoint",
-                )
-        self.epoch = int(state["epoch"])
-        self._batches_done = int(state["batches_done"])
-        self._resumed = True
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "max_seconds": self.max_seconds,
-            "buckets": self._bucket_count,
-            "groups_at_once": self._groups_at_once,
-            "left_over": "next bucket",  # checkpoints of before went through another order
-            "fixed_shapes": self._fixed_shapes,
-            "world_size": self.world_size,
-            "utterances": self._digest,
-        }
-
-    def _epoch_batches(self) -> list[list[int]]:
-        """All ranks' batches: batch `i` is step `i // world_size` of rank `i % world_size`."""
-        if self._plan is None or self._plan[0] != self.epoch:
-            self._plan = (self.epoch, self._make_plan())
-        return self._plan[1]
-
-    def _make_plan(self) -> list[list[int]]:
-        random = np.random.default_rng((self.seed, self.epoch))
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The epoch's batches in their order."""
+        random = np.random.default_rng((self._seed, epoch))
         groups = np.unique(self._groups)
-        if self.shuffle and len(groups) > 1:
+        if len(groups) > 1:
             groups = random.permutation(groups)
         batches: list[list[int]] = []
         for first in range(0, len(groups), self._groups_at_once):
@@ -209,18 +121,22 @@ class BatchSampler:
                 order = np.append(np.array(left_over, np.int64), order)
             else:  # a long one would part them
                 batches += [left_over] if left_over else []
-            if self.shuffle:
-                order = random.permutation(order)
+            order = random.permutation(order)
             *full, left_over = _fill(order, self.padded_samples, self._max_samples)
             batches += full
         batches.append(left_over)
-        while len(batches) % self.world_size:
+        size = self._batches_a_step
+        while len(batches) % size:
             _halve_largest(batches)
-        if self.shuffle:
-            steps = random.permutation(len(batches) // self.world_size)
-            span = range(self.world_size)
-            batches = [batches[step * self.world_size + rank] for step in steps for rank in span]
-        return batches
+        steps = random.permutation(len(batches) // size)
+        return [batches[step * size + place] for step in steps for place in range(size)]
+
+
+def digest_of(batches: Sequence[Sequence[int]]) -> str:
+    """SHA-256 of an epoch's batches: says whether two starts of a run go the same way."""
+    sizes = np.array([len(batch) for batch in batches], dtype="<i8")
+    indexes = np.concatenate([np.array(batch, dtype="<i8") for batch in batches])
+    return hashlib.sha256(sizes.tobytes() + indexes.tobytes()).hexdigest()
 
 
 def length_sorted_batches(utterances: Sequence[Utterance], max_seconds: float) -> list[list[int]]:

@@ -13,6 +13,7 @@ class Position:
     Attributes:
         epoch: Epochs finished.
         batch: Steps of the current epoch that are done.
+        order: Digest of the current epoch's batches.
         step: Optimiser steps taken.
         seconds: Training time so far, over all starts, validation excluded.
         best_wer: Lowest WER of the final head on dev, in percent.
@@ -21,6 +22,7 @@ class Position:
 
     epoch: int = 0
     batch: int = 0
+    order: str | None = None
     step: int = 0
     seconds: float = 0.0
     best_wer: float | None = None

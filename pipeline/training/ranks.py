@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -42,6 +43,9 @@ class Ranks:
         if world_size == 1:
             return cls()
         if not dist.is_initialized():
+            # An optimiser imports it, and what is then in the process group stays there until the
+            # interpreter is gone, when gloo's threads abort it: one run in ten, seen on two cores.
+            import_module("torch._dynamo")
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             try:
                 dist.init_process_group(backend, timeout=_PATIENCE)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from interkd.kernels.errors import ConfigError
-from interkd.pipeline.corpus.batches import BatchSampler
 from interkd.pipeline.training.config import DataConfig
 from interkd.pipeline.training.data import BatchLoader
 from interkd.pipeline.training.ranks import Ranks
@@ -28,26 +27,25 @@ class StepPlan:
 
 
 def plan_steps(
-    sampler: BatchSampler,
+    batches: Sequence[Sequence[int]],
     loader: BatchLoader,
     ranks: Ranks,
     *,
     batches_a_step: int,
     normalisation: str,
 ) -> list[StepPlan]:
-    """The steps of the sampler's epoch.
+    """The steps of an epoch.
 
     Every process knows all batches of a step, so what its loss is divided by needs no talk.
 
     Args:
-        sampler: Of `world_size` `batches_a_step`, whose epoch therefore divides.
+        batches: Of the epoch; their number divides by `batches_a_step`.
         loader: Counts frames and tokens.
         ranks: Which batches are this process's.
         batches_a_step: Over all processes.
         normalisation: See `ObjectiveConfig`.
     """
     steps = []
-    batches = sampler.all_batches()
     for first in range(0, len(batches), batches_a_step):
         step = batches[first : first + batches_a_step]
         places = tuple(range(ranks.rank, batches_a_step, ranks.world_size))

@@ -14,7 +14,7 @@ import torch
 
 from interkd.kernels.errors import CheckpointError, ConfigError
 from interkd.pipeline.corpus.audio import AudioCache
-from interkd.pipeline.corpus.batches import BatchSampler
+from interkd.pipeline.corpus.batches import BatchSampler, digest_of
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.students.model import Student
 from interkd.pipeline.training.augmentation import spec_augment
@@ -115,8 +115,7 @@ class Trainer:
             max_seconds=config.data.batch_seconds,
             buckets=config.data.buckets,
             seed=config.seed,
-            shuffle=True,
-            world_size=config.data.batches_a_step or 1,
+            batches_a_step=config.data.batches_a_step or 1,
             fixed_shapes=config.cuda_graphs,
             **parts_as_groups(self.store, self.corpus.train.utterances),
         )
@@ -242,16 +241,15 @@ class Trainer:
     def _train_epoch(self) -> bool:
         """One epoch, or the rest of it; False if a signal or the time limit cut it short."""
         config, position = self.config, self.position
-        self.sampler.set_epoch(position.epoch)
+        epoch_batches = self.sampler.batches(position.epoch)
+        self._require_same_order(digest_of(epoch_batches))
         plan = plan_steps(
-            self.sampler,
+            epoch_batches,
             self.loader,
             self.ranks,
             batches_a_step=config.data.batches_a_step or 1,
             normalisation=config.objective.normalisation,
         )
-        if position.batch > len(plan):
-            raise CheckpointError("the checkpoint is past the epoch's end", got=position.batch)
         title = f"epoch {position.epoch + 1}/{config.epochs}"
         self.reporter.begin(title, len(plan), done=position.batch)
         self.model.train()
@@ -293,6 +291,24 @@ class Trainer:
         self._flush_log()  # waits for a GPU: what it has still to do belongs to the epoch
         (position.seconds,) = self.ranks.largest(before + time.monotonic() - started)
         return True
+
+    def _require_same_order(self, order: str) -> None:
+        """Keeps the order of an epoch that begins; refuses to go on in another one.
+
+        Raises:
+            CheckpointError: If the checkpoint was taken in an epoch of other batches, as another
+                version of interkd may make them.
+        """
+        position = self.position
+        if position.batch and position.order != order:
+            raise CheckpointError(
+                f"cannot go on in the middle of epoch {position.epoch + 1}: its batches are others",
+                expected=position.order,
+                got=order,
+                remedy="resume with the version of interkd that wrote the checkpoint, or start a "
+                "run of its own",
+            )
+        position.order = order
 
     def _flush_log(self) -> str:
         """Writes the pending steps and looks at the last loss, for the progress bar.

@@ -113,8 +113,7 @@ def test_fixed_shapes_recur_and_hold_every_utterance(
     try:
         shapes, heard = [], []
         for epoch in range(2):
-            run.sampler.set_epoch(epoch)
-            plan = list(run.sampler)
+            plan = run.sampler.batches(epoch)
             batches = [run.loader.load(indexes) for indexes in plan]
             shapes.append({(len(b.sample_lengths), b.longest, *b.targets.shape) for b in batches})
             heard.append(sorted(index for indexes in plan for index in indexes))

@@ -170,3 +170,24 @@ def test_torchrun_starts_them(tone_corpus: Any, tmp_path: Path, alone: Path) -> 
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_run(config.out, alone)
+
+
+LEAVING = """
+import os
+import torch
+from interkd.pipeline.training.ranks import Ranks
+ranks = Ranks.join()
+torch.optim.AdamW(torch.nn.Linear(1, 1).parameters())
+ranks.wait()
+ranks.leave()
+names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+def test_no_thread_of_the_others_outlives_the_goodbye(tmp_path: Path) -> None:
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -191,6 +191,18 @@ def test_heads_that_learn_nothing_are_left_out(tone_corpus: Any, tmp_path: Path)
     assert trainer.model.head_names == ("final",)
 
 
+def test_an_epoch_of_other_batches_is_not_gone_on_with(tone_corpus: Any, tmp_path: Path) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", epochs=2, max_minutes=1e-6)
+    train(config)
+    last = json.loads((config.out / "last.json").read_text())["checkpoint"]
+    file = config.out / last / "trainer.json"
+    state = json.loads(file.read_text())
+    state["position"]["order"] = "of another version"
+    file.write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"middle of epoch 1: its batches are others; exp"):
+        train(replace(config, max_minutes=None), resume=True)
+
+
 def test_time_limit_keeps_the_place_in_the_epoch(tone_corpus: Any, tmp_path: Path) -> None:
     config = tiny(tone_corpus, tmp_path / "run", epochs=2, max_minutes=1e-6)
     result = train(config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from interkd.kernels.errors import BackendError, ConfigError
@@ -29,3 +31,10 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device
+
+
+def cores() -> int:
+    """Cores that this process may use: in a Slurm job those of the job."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from interkd.pipeline.cache.codec import AngleQuantiser, encode_frames, get_quan
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import length_sorted_batches
 from interkd.pipeline.corpus.manifest import Utterance
+from interkd.pipeline.devices import cores
 from interkd.pipeline.teachers.protocol import Teacher
 
 _BATCHES_AHEAD = 3
@@ -94,7 +94,7 @@ class PartRunner:
         self.quantiser: AngleQuantiser = get_quantiser(quantiser)
         self.batch_seconds = batch_seconds
         self.audio = AudioCache(0)
-        self.threads = decode_threads or os.cpu_count() or 1
+        self.threads = decode_threads or cores()
         self._side_stream = (
             torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         )

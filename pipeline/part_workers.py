@@ -11,8 +11,9 @@ import torch
 from interkd.pipeline.cache.part import EncodedUtterance
 from interkd.pipeline.cache.part_claims import PartClaims
 from interkd.pipeline.cache.writer import StoreWriter
-from interkd.pipeline.cluster.tasks import ClusterSettings, cores, open_workers
+from interkd.pipeline.cluster.tasks import ClusterSettings, open_workers
 from interkd.pipeline.corpus.manifest import Utterance
+from interkd.pipeline.devices import cores
 from interkd.pipeline.part_runner import PartRunner
 from interkd.pipeline.part_writer import PartFacts, PartWriter
 

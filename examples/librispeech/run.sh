@@ -46,18 +46,12 @@ run() { # COMMAND ...: prints it, and runs it unless this is a dry run
 interkd() { run "$python" -m interkd "$@"; }
 missing() { [[ $dry_run || ! -e $1 ]]; }
 
-# The teacher's 29 tokens in its order: the blank ('-' in torchaudio), the space ('|' there), letters by frequency.
-tokens=('<blk>' '▁' E T A O N I H S R D L U M W C F G Y P B V K "'" X J Q Z)
-if [[ ! $dry_run ]]; then
-  mkdir -p "$out"
-  printf '%s\n' "${tokens[@]}" >"$out/tokens.txt"
-fi
 prepare() { # NAME SPLIT ...
   local name=$1
   shift
   missing "$out/$name/manifest.jsonl" || return 0
   run "$python" "$here/manifest.py" "${@/#/$speech/}" --out "$out/$name.jsonl"
-  interkd prepare "$out/$name.jsonl" --out "$out/$name" --tokens "$out/tokens.txt" --frame-shift-ms 20
+  interkd prepare "$out/$name.jsonl" --out "$out/$name" --tokens "$here/tokens.txt" --frame-shift-ms 20
 }
 prepare "train-$size" "${splits[@]}"
 for split in dev-clean test-clean test-other; do prepare $split $split; done

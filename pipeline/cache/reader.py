@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from interkd.pipeline.cache.part import Part
 from interkd.pipeline.cache.part_io import read_part
 from interkd.pipeline.cache.part_memory import PartMemory
 from interkd.pipeline.cache.versions import layout_of
+from interkd.pipeline.devices import cores
 
 MEMORY_GB = 8.0
 _EXPANSION = 4  # columns in memory by bytes on disk: 2.6 on real speech
@@ -234,7 +234,7 @@ class TeacherStore:
 
     def load(self) -> None:
         """Reads and checks every part now, several at once; those that fit stay in memory."""
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, cores())) as pool:
             for _ in pool.map(self._memory.get, range(self.part_count)):
                 pass
 

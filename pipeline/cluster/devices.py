@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 
 from interkd.kernels.errors import BackendError, ClusterError
-from interkd.pipeline.devices import resolve_device
+from interkd.pipeline.devices import cores, resolve_device
 from interkd.pipeline.progress import Reporter
 
 
@@ -56,7 +55,7 @@ def run_on_devices(
     Raises:
         ClusterError: If a process fails, with the last line that it said.
     """
-    threads = decode_threads or max(1, (os.cpu_count() or 1) // len(devices))
+    threads = decode_threads or max(1, cores() // len(devices))
     logs.mkdir(parents=True, exist_ok=True)
     processes: list[tuple[str, Path, subprocess.Popen[bytes]]] = []
     try:

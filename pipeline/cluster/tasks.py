@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.config import in_range, one_of
+from interkd.pipeline.devices import cores
 from interkd.pipeline.progress import Reporter
 
 KINDS = ("auto", "none", "local", "slurm")
@@ -174,10 +174,3 @@ def open_workers(
 
     with open_dask_workers(settings, message, tasks) as workers:
         yield workers
-
-
-def cores() -> int:
-    """Cores that this process may use: in a Slurm job those of the job."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

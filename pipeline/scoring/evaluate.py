@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from interkd.kernels.errors import CorpusError
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import length_sorted_batches
 from interkd.pipeline.corpus.manifest import Manifest
+from interkd.pipeline.devices import cores
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.scoring.decode import greedy_decode
 from interkd.pipeline.scoring.error_rates import count_errors_each
@@ -98,7 +98,7 @@ def evaluate(
     utterances = manifest.utterances
     if not utterances:
         raise CorpusError("a manifest without utterances cannot be scored")
-    threads = min(8, os.cpu_count() or 1)
+    threads = min(8, cores())
     cache = AudioCache(budget_bytes=0, threads=threads) if audio_cache is None else audio_cache
     reporter = reporter or Reporter()
     reporter.begin("scoring", manifest.total_seconds)

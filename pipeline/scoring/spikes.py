@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import length_sorted_batches
 from interkd.pipeline.corpus.manifest import Manifest
+from interkd.pipeline.devices import cores
 from interkd.pipeline.scoring.evaluate import ScorableModel
 from interkd.pipeline.training.data import compared_lengths
 
@@ -251,7 +251,7 @@ def measure_spike_offsets(
     if not utterances:
         raise CorpusError("a manifest without utterances has no spikes to compare")
     store.require(utterances)
-    threads = min(8, os.cpu_count() or 1)
+    threads = min(8, cores())
     cache = AudioCache(budget_bytes=0, threads=threads) if audio_cache is None else audio_cache
     teacher: list[Spikes] = []
     heads: dict[str, list[Spikes]] = {name: [] for name in model.head_names}

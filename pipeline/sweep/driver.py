@@ -32,6 +32,7 @@ from interkd.pipeline.sweep.worker import (
     hold,
     write_job,
 )
+from interkd.pipeline.training.recipes import uses_teacher
 
 _POLL = 0.2  # seconds
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -96,7 +97,7 @@ def run_sweep(
 
     Args:
         sweep: Settings.
-        jobs: Runs at once, instead of the sweep's.
+        jobs: Runs at once, instead of the sweep's or, where that is more, one a device.
         only: Patterns of run names; all runs without one.
         devices: Given to the runs in turn, instead of their own.
         minutes: Then every run is asked to stop; each writes a checkpoint first.
@@ -106,8 +107,8 @@ def run_sweep(
         What is done, failed and left.
 
     Raises:
-        InterkdError: Before anything starts: for wrong settings, unreadable manifests, and results
-            that are damaged or of other settings.
+        InterkdError: Before anything starts: for wrong settings, unreadable manifests, stores that
+            are not there, and results that are damaged or of other settings.
     """
     chosen = select(expand(sweep), only)
     score = {scored.split: scored.manifest for scored in sweep.score}
@@ -115,7 +116,7 @@ def run_sweep(
     driver = _Driver(
         score=score,
         manifests=manifests,
-        jobs=sweep.jobs if jobs is None else jobs,
+        jobs=max(sweep.jobs, len(devices)) if jobs is None else jobs,
         devices=devices,
         deadline=None if minutes is None else time.monotonic() + 60 * minutes,
         reporter=reporter or Reporter(),
@@ -124,6 +125,7 @@ def run_sweep(
     todo = []
     for run in chosen:
         if finished_result(run, manifests) is None:
+            _require_inputs(run)
             todo.append(run)
         else:
             driver.outcome.done.append(run)
@@ -131,6 +133,23 @@ def run_sweep(
         driver.reporter.message(f"{len(driver.outcome.done)} of {len(chosen)} runs done already")
     with _caught(driver.ask_to_stop):
         return driver.go(todo)
+
+
+def _require_inputs(run: Run) -> None:
+    """Refuses a run that would fail as soon as it has started."""
+    config = run.config
+    inputs = [config.data.train_manifest, config.data.dev_manifest]
+    if uses_teacher(config.objective):
+        if config.store is None:
+            raise ConfigError(
+                f"run '{run.name}': recipe '{config.objective.recipe}' learns from a teacher",
+                expected="a setting 'store'",
+                got="none",
+            )
+        inputs.append(config.store)
+    for path in inputs:
+        if not Path(path).exists():
+            raise ConfigError(f"run '{run.name}' needs {path}", got="nothing there")
 
 
 class _Driver:
@@ -237,7 +256,8 @@ class _Driver:
 
     def _ended(self, child: _Child, code: int) -> None:
         run, outcome = child.run, self.outcome
-        stop_codes = (EXIT_STOPPED, -getattr(signal, run.config.stop_signal), -signal.SIGKILL)
+        own = getattr(signal, run.config.stop_signal)
+        stop_codes = (EXIT_STOPPED, -own, -signal.SIGKILL, -signal.SIGTERM)  # scancel's goes to all
         reason = last_line(run.log)
         if code == EXIT_DONE:
             try:

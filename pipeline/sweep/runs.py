@@ -19,11 +19,9 @@ from interkd.kernels.errors import ConfigError
 from interkd.pipeline.config import as_plain, build, nearest, override, read_yaml
 from interkd.pipeline.sweep.config import GridAxis, SweepConfig
 from interkd.pipeline.training.config import TrainConfig
+from interkd.pipeline.training.run_settings import has_effect
 
 SEED = "seed"
-# What changes where or how fast a run goes, but not what comes out.
-_WITHOUT_EFFECT = ("out", "device", "checkpoint_minutes", "stop_signal")
-_DATA_WITHOUT_EFFECT = re.compile(r".*threads.*|.*memory.*|prefetch.*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,9 +179,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
         path = f"{prefix}{key}"
-        if path in _WITHOUT_EFFECT:
-            continue
-        if prefix == "data." and _DATA_WITHOUT_EFFECT.fullmatch(key):
+        if not has_effect(path):
             continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{path}.")

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from interkd.kernels.errors import CheckpointError, ConfigError
-from interkd.pipeline.config import as_plain
+from interkd.pipeline.config import as_plain, build
 from interkd.pipeline.files import write_text
 from interkd.pipeline.training.config import TrainConfig
 
 SETTINGS_FILE = "config.yaml"
 LOG_FILE = "log.jsonl"
 OWN_NAMES = ("checkpoints", "tensorboard", LOG_FILE, "best.json", "last.json")
-MAY_CHANGE = ("out", "device", "max_minutes")  # between two starts of one run
+# What changes where or how fast a run goes, but not what comes out.
+_WITHOUT_EFFECT = re.compile(
+    r"out|device|checkpoint_minutes|stop_signal|data\.(.*threads.*|.*memory.*|prefetch.*)"
+)
+
+
+def has_effect(setting: str) -> bool:
+    """Whether a setting, by its full name, decides what comes out of a run."""
+    return _WITHOUT_EFFECT.fullmatch(setting) is None
 
 
 def run_settings(
     config: TrainConfig, *, corpus: list[str], tokens: str, store: str | None
 ) -> dict[str, Any]:
     """What decides a run's course: its settings and the digests of corpus, tokens and store."""
-    settings = {key: value for key, value in as_plain(config).items() if key not in MAY_CHANGE}
-    return {**settings, "corpus": corpus, "tokens": tokens, "store_digest": store}
+    return {**as_plain(config), "corpus": corpus, "tokens": tokens, "store_digest": store}
 
 
 def begin_run(run: Path, settings: dict[str, Any]) -> None:
@@ -66,6 +75,8 @@ def withdraw_run(run: Path) -> None:
 def require_same_run(run: Path, settings: dict[str, Any]) -> None:
     """Refuses to resume a run with other settings, another corpus or other tokens.
 
+    Settings without effect and the time limit may change between two starts.
+
     Raises:
         CheckpointError: If no run stands there.
         ConfigError: Naming the first setting that differs, with both values.
@@ -77,14 +88,26 @@ def require_same_run(run: Path, settings: dict[str, Any]) -> None:
         then = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged", got=error) from error
-    _require_same(settings, then, "")
+    _require_same(settings, _completed(then), "")
+
+
+def _completed(then: Any) -> Any:
+    """With the settings that later versions added, at their defaults."""
+    if not isinstance(then, dict):
+        return then
+    names = {field.name for field in fields(TrainConfig)}
+    try:
+        own = build(TrainConfig, {"out": ".", **{k: v for k, v in then.items() if k in names}})
+    except ConfigError:
+        return then
+    return {**then, **as_plain(own)}
 
 
 def _require_same(now: Any, then: Any, where: str) -> None:
     if isinstance(now, dict) and isinstance(then, dict):
         for key in [*now, *(key for key in then if key not in now)]:
             _require_same(now.get(key), then.get(key), f"{where}.{key}".strip("."))
-    elif now != then:
+    elif now != then and has_effect(where) and where != "max_minutes":
         raise ConfigError(
             f"the run was started with another '{where}'",
             expected=then,

@@ -61,14 +61,14 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes]
         time.sleep(0.02)
 
 
-def worker_of(name: str) -> int:
+def worker_of(sweep: SweepConfig, name: str) -> int:
     """Process id of the worker of a run."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_text()
         except OSError:
             continue
-        if "interkd.pipeline.sweep.worker" in command and f"/{name}.job.json" in command:
+        if "interkd.pipeline.sweep.worker" in command and f"{sweep.out}/{name}.job.json" in command:
             return int(folder.name)
     raise AssertionError(f"no worker of {name}")
 
@@ -107,7 +107,7 @@ def test_stopped_and_killed_runs_go_on_and_finished_ones_are_left_alone(
     )
     wait_until(lambda: rows(sweep, "ctc-seed1") and rows(sweep, "ctc-seed2"), process)
     assert standing(sweep) == ["running", "running", "waiting", "waiting"]
-    assert worker_of("ctc-seed1")
+    assert worker_of(sweep, "ctc-seed1")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3
@@ -125,7 +125,7 @@ def test_stopped_and_killed_runs_go_on_and_finished_ones_are_left_alone(
         stderr=subprocess.PIPE,
     )
     wait_until(lambda: rows(sweep, "ctc-seed1") > steps[0] + 1, process)
-    subprocess.run(["kill", "-KILL", str(worker_of("ctc-seed1"))], check=True)
+    subprocess.run(["kill", "-KILL", str(worker_of(sweep, "ctc-seed1"))], check=True)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1  # the other one was trained all the same
     assert b"failed: ctc-seed1, exit code -9, log" in errors
@@ -199,12 +199,13 @@ def test_time_that_is_up_starts_nothing_new(write_sweep: WriteSweep) -> None:
     assert standing(sweep) == ["waiting"] * 4
 
 
-@pytest.mark.parametrize("deaf", [False, True])
+@pytest.mark.parametrize("how", ["at once", "deaf", "by another signal"])
 def test_signals_stop_the_runs_and_a_second_one_kills_them(
-    write_sweep: WriteSweep, stand_in: Callable[[str], None], deaf: bool
+    write_sweep: WriteSweep, stand_in: Callable[[str], None], how: str
 ) -> None:
-    trap = "trap '' USR2\n" if deaf else ""
-    stand_in(f"{trap}echo ready\nexec sleep 60")
+    deaf = how == "deaf"
+    trap = {"deaf": "trap '' USR2", "by another signal": "trap 'kill -TERM $$' USR2"}.get(how, "")
+    stand_in(f"{trap}\necho ready\n{'exec ' if how == 'at once' else ''}sleep 60")
     sweep = read_sweep(write_sweep(jobs=3))
     logs = [run.log for run in expand(sweep)[:3]]
 
@@ -245,9 +246,10 @@ def test_devices_are_given_in_turn(
     stand_in("exec sleep 0.5")
     monkeypatch.setattr(driver, "resolve_device", lambda name: name)
     sweep = read_sweep(write_sweep())
-    run_sweep(sweep, jobs=4, devices=["cuda:0", "cuda:1"])
-    devices = [read_job(run.job).run.config.device for run in expand(sweep)]
-    assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    for jobs in (4, None):  # a device has a run, if nothing is said
+        run_sweep(sweep, jobs=jobs, devices=["cuda:0", "cuda:1"])
+        devices = [read_job(run.job).run.config.device for run in expand(sweep)]
+        assert sorted(devices) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
 
 
 def test_mistakes_show_before_anything_starts(
@@ -261,6 +263,16 @@ def test_mistakes_show_before_anything_starts(
     changed = read_sweep(write_sweep({"epochs": 5}))
     with pytest.raises(ConfigError, match="'inter-ctc-seed2' has a result with other settings"):
         run_sweep(changed)
+    run.result.unlink()
+    moved = [{"name": "moved", "set": {"data.dev_manifest": "absent"}}]
+    with pytest.raises(ConfigError, match="'moved-seed1' needs absent; got nothing there"):
+        run_sweep(read_sweep(write_sweep(runs=moved, baselines=[])))
+    distilled = {"objective.recipe": "inter-kd"}
+    with pytest.raises(ConfigError, match=r"'kd-seed1': recipe 'inter-kd' learns from a teacher"):
+        run_sweep(read_sweep(write_sweep(runs=[{"name": "kd", "set": distilled}], baselines=[])))
+    distilled["store"] = "nope.zarr"
+    with pytest.raises(ConfigError, match=r"'kd-seed1' needs nope.zarr"):
+        run_sweep(read_sweep(write_sweep(runs=[{"name": "kd", "set": distilled}], baselines=[])))
     with pytest.raises(ConfigError, match="jobs; expected at least 1"):
         run_sweep(sweep, jobs=0)
     with pytest.raises(ConfigError, match="no run fits 'x'"):

@@ -160,6 +160,23 @@ def test_settings_must_fit(tone_corpus: Any, tmp_path: Path) -> None:
         train(replace(config, seed=2), resume=True)
 
 
+def test_settings_without_effect_may_change_between_starts(
+    tone_corpus: Any, tmp_path: Path
+) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", epochs=1)
+    train(config)
+    settings = (config.out / "config.yaml").read_text()
+    older = settings.replace("cuda_graphs: false\n", "")  # as a version without them wrote it
+    assert older != settings
+    (config.out / "config.yaml").write_text(older)
+    data = replace(config.data, decode_threads=3, audio_memory_gb=0.5)
+    train(replace(config, data=data, checkpoint_minutes=3.0), resume=True)
+    with pytest.raises(ConfigError, match=r"another 'cuda_graphs'.*expected False, got True"):
+        train(replace(config, cuda_graphs=True), resume=True)
+    with pytest.raises(ConfigError, match=r"another 'data.buckets'"):
+        train(replace(config, data=replace(data, buckets=7)), resume=True)
+
+
 def test_two_views_need_augmentation(tone_corpus: Any, tmp_path: Path) -> None:
     config = tiny(tone_corpus, tmp_path / "run", objective=ObjectiveConfig(recipe="cr-ctc"))
     with pytest.raises(ConfigError, match=r"two views.*spec_augment"):

@@ -15,7 +15,7 @@ from interkd.pipeline.sweep.config import SweepConfig, read_sweep
 from interkd.pipeline.sweep.driver import SweepOutcome, run_sweep
 from interkd.pipeline.sweep.report import report_sweep
 from interkd.pipeline.sweep.states import states
-from interkd.pipeline.sweep.tables import table_of_groups, table_of_heads, write_report
+from interkd.pipeline.sweep.tables import tables_of, write_report
 
 
 @click.command("sweep")
@@ -87,10 +87,12 @@ def _report(sweep: SweepConfig) -> None:
     report = report_sweep(sweep)
     paths = write_report(sweep.results_folder, report)
     console = _console()
-    console.print(_table(*table_of_groups(report)))
-    if any(len(row.heads) > 1 for row in report.rows):
-        click.echo(f"\nWER % of each head on {report.split}")
-        console.print(_table(*table_of_heads(report)))
+    for table in tables_of(report):
+        if table.caption:
+            click.echo(f"\n{table.caption}")
+        console.print(_table(table.titles, table.rows))
+        if table.note:
+            click.echo(table.note)
     if report.missing:
         click.echo(f"no result yet: {', '.join(report.missing)}")
     click.echo(f"report: {', '.join(str(path) for path in paths)}")

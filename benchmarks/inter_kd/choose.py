@@ -26,6 +26,7 @@ KIN = {
     "kd-only": "inter-kd-kl",
     "self-conditioned": "inter-ctc",
 }
+TEACHER = "{dev: runs/inter_kd/dev.teacher.trn, test: runs/inter_kd/test.teacher.trn}"
 SETS = "{dev: runs/inter_kd/dev/manifest.jsonl, test: runs/inter_kd/test/manifest.jsonl}"
 
 
@@ -90,6 +91,7 @@ base: jasper.yaml
 out: runs/inter_kd/jasper
 results: benchmarks/inter_kd/results/jasper
 score: {SETS}
+teacher: {TEACHER}
 jobs: 4
 baselines: [ctc, inter-ctc, inter-kd]
 runs:

@@ -14,6 +14,9 @@ for split in train train-speeds dev test; do
     interkd prepare "$speech/${split%-speeds}.jsonl" --out "$out/$split" --speeds "$speeds" \
       --tokens "$(dirname "$teacher")/tokens.txt" --frame-shift-ms 20
   interkd cache-teacher --teacher "torchscript:$teacher" --manifest "$out/$split/manifest.jsonl" --out "$out/$split.teacher.zarr"
+  # What the report's row of the teacher is counted from.
+  case $split in dev | test) [ -f "$out/$split.teacher.trn" ] ||
+    interkd cache decode "$out/$split.teacher.zarr" --manifest "$out/$split/manifest.jsonl" --out "$out/$split.teacher.trn" ;; esac
 done
 interkd sweep "$sweep" "$@"
 python3 benchmarks/inter_kd/spikes.py "$sweep" "$out/test/manifest.jsonl" "$out/test.teacher.zarr"

@@ -1,7 +1,7 @@
 """Where each trained student of a sweep spikes against its teacher, head by head.
 
 Run beside the sweep's run folders: `python benchmarks/inter_kd/spikes.py SWEEP.yaml MANIFEST STORE`
-writes `spikes.json` into the sweep's results.
+writes `spikes.json` into the sweep's results. What stands there of runs whose folder is gone stays.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from interkd.pipeline.files import write_json
 from interkd.pipeline.scoring.spikes import measure_spike_offsets, to_json
 from interkd.pipeline.students.checkpoint import load_student
 from interkd.pipeline.sweep.config import read_sweep
+from interkd.pipeline.sweep.results import SPIKES_FILE, read_spikes
 from interkd.pipeline.sweep.runs import expand
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     manifest, store = read_manifest(options.manifest), TeacherStore.open(options.store)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     audio = AudioCache(2**32)
-    offsets = {}
+    offsets = read_spikes(sweep)
     for run in expand(sweep):
         if not (run.config.out / "best.json").exists():
             continue
@@ -43,7 +44,7 @@ def main() -> None:
         offsets[run.name] = to_json(found)
         final = found["final"]
         print(f"{run.name}: same frame {final.share_same_frame}, mean {final.mean_offset}")
-    write_json(sweep.results_folder / "spikes.json", offsets)
+        write_json(sweep.results_folder / SPIKES_FILE, offsets)  # each at once: time may run out
 
 
 if __name__ == "__main__":

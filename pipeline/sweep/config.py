@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from interkd.kernels.errors import ConfigError
-from interkd.pipeline.config import build, in_range, nearest, read_yaml
+from interkd.pipeline.config import build, in_range, nearest, one_of, read_yaml
+from interkd.pipeline.training.recipes import RECIPES
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_RESERVED = ("results", "table")  # the results' folder and the report's files have these names
+_RESERVED = ("results", "table", "spikes")  # the results' folder and files in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,28 @@ class ScoreSet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherScore:
+    """What the teacher made of a split.
+
+    Attributes:
+        split: Its name in `score`.
+        path: Of `interkd score` the folder or its report.json; else the transcripts (trn) of
+            `interkd cache decode --out`, which are scored against the split's manifest.
+    """
+
+    split: str
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """What a step of a recipe takes where nothing runs beside it, in milliseconds."""
+
+    recipe: str
+    ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """A grid or list of settings, each trained and scored once.
 
@@ -64,6 +87,8 @@ class SweepConfig:
         baselines: Names of runs, without the grid's part, that the report compares with.
         runs: What is trained; one run with the base's own settings when empty.
         grid: Multiplied with every run.
+        teacher: The report's row of the teacher, by split; the main one is among them.
+        ms_a_step: Makes GPU seconds of steps in the report; else the runs' own seconds count.
     """
 
     base: Path
@@ -74,6 +99,8 @@ class SweepConfig:
     baselines: tuple[str, ...] = ()
     runs: tuple[RunEntry, ...] = ()
     grid: tuple[GridAxis, ...] = ()
+    teacher: tuple[TeacherScore, ...] = ()
+    ms_a_step: tuple[StepTime, ...] = ()
 
     def __post_init__(self) -> None:
         in_range("", self, "jobs", at_least=1)
@@ -95,6 +122,24 @@ class SweepConfig:
                     got=repr(name),
                     remedy=nearest(name, names),
                 )
+        splits = [scored.split for scored in self.score]
+        for theirs in self.teacher:
+            one_of("teacher split", theirs.split, splits)
+        if self.teacher and self.main_split not in [theirs.split for theirs in self.teacher]:
+            raise ConfigError(
+                "teacher",
+                expected=f"its score on '{self.main_split}', which the report is about",
+                got=", ".join(theirs.split for theirs in self.teacher),
+            )
+        for time in self.ms_a_step:
+            one_of("ms_a_step recipe", time.recipe, RECIPES)
+            in_range(f"ms_a_step.{time.recipe}: ", time, "ms", above=0)
+
+    @property
+    def main_split(self) -> str:
+        """What the report is about: `test`, or the last split where none has that name."""
+        splits = [scored.split for scored in self.score]
+        return "test" if "test" in splits else splits[-1]
 
     @property
     def results_folder(self) -> Path:
@@ -123,6 +168,10 @@ def read_sweep(path: Path) -> SweepConfig:
         {"setting": setting, "values": _axis(setting, choices)}
         for setting, choices in _mapping("grid", values.get("grid") or {}).items()
     ]
+    for name, key, what in (("teacher", "split", "path"), ("ms_a_step", "recipe", "ms")):
+        values[name] = [
+            {key: one, what: value} for one, value in _mapping(name, values.get(name) or {}).items()
+        ]
     if isinstance(values.get("base"), str):
         values["base"] = str(path.parent / values["base"])
     config = build(SweepConfig, values)
@@ -184,7 +233,7 @@ def _check_name(where: str, name: str) -> None:
     if not _NAME.fullmatch(name) or (where == "runs" and name in _RESERVED):
         raise ConfigError(
             f"{where}: name",
-            expected=f"letters, digits and . _ + -, and not {' or '.join(_RESERVED)}",
+            expected=f"letters, digits and . _ + -, and not {', '.join(_RESERVED)}",
             got=repr(name),
         )
 

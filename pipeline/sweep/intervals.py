@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,63 @@ from interkd.kernels.errors import ConfigError, CorpusError, ShapeError
 Floats = npt.NDArray[np.float64]
 
 _DRAWS_PER_BLOCK = 1 << 21  # bounds memory to some 50 MiB whatever the number of utterances
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure in percent with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rates:
+    """An error rate in percent, over all utterances and seeds and in each resample `(samples,)`."""
+
+    value: float
+    samples: Floats
+
+    @property
+    def estimate(self) -> Estimate:
+        """With the interval of the resamples."""
+        return _estimate(self.value, self.samples)
+
+    def reduction(self, baseline: Rates) -> Estimate | None:
+        """Relative to a baseline of the same resamples; None where that made no errors."""
+        if baseline.value == 0:
+            return None
+        value = 100.0 * (1.0 - self.value / baseline.value)
+        return _estimate(value, relative_reduction(self.samples, baseline.samples))
+
+
+def _estimate(value: float, samples: Floats) -> Estimate:
+    low, high = interval(samples)
+    return Estimate(value=value, low=low, high=high)
+
+
+def rates_of_heads(
+    errors: Mapping[str, npt.NDArray[Any]], lengths: Floats, *, samples: int
+) -> dict[str, tuple[Rates, ...]]:
+    """Rates of each head of each system, all from one drawing of utterances and seeds.
+
+    Args:
+        errors: For each system, of each head and seed the errors in each utterance, `(H, S, n)`.
+        lengths: Reference length of each utterance, `(n,)`.
+        samples: Number of resamples.
+
+    Raises:
+        InterkdError: As `resampled_rates`.
+    """
+    drawn = resampled_rates(errors, lengths, samples=samples)
+    return {
+        name: tuple(
+            Rates(value=float(100.0 * table.sum(1).mean() / lengths.sum()), samples=rates)
+            for table, rates in zip(heads, drawn[name], strict=True)
+        )
+        for name, heads in errors.items()
+    }
 
 
 def resampled_rates(
@@ -29,14 +88,15 @@ def resampled_rates(
     seeds of errors by reference length over the drawn utterances.
 
     Args:
-        errors: For each system, the errors of each seed in each utterance, `(S, n)`.
+        errors: For each system, the errors of each seed in each utterance, `(S, n)` or, of H heads
+            that share the draws of seeds, `(H, S, n)`.
         lengths: Reference length of each utterance, `(n,)`.
         samples: Number of resamples.
         seed: Seed of the resampling. A system's draws depend on its name, not on the others.
 
     Returns:
-        For each system the rates in percent, `(samples,)`; NaN where only empty references were
-        drawn.
+        For each system the rates in percent, `(samples,)` or `(H, samples)`; NaN where only empty
+        references were drawn.
 
     Raises:
         ShapeError: If the columns differ in length.
@@ -46,7 +106,7 @@ def resampled_rates(
     weights = np.asarray(lengths, dtype=np.float64)
     tables = {name: np.asarray(table, dtype=np.float64) for name, table in errors.items()}
     for name, table in tables.items():
-        if weights.ndim != 1 or table.ndim != 2 or table.shape[1:] != weights.shape:
+        if weights.ndim != 1 or table.ndim not in (2, 3) or table.shape[-1:] != weights.shape:
             raise ShapeError(
                 f"errors of {name}", expected=f"(seeds, {weights.size})", got=table.shape
             )
@@ -58,17 +118,17 @@ def resampled_rates(
     block = max(1, _DRAWS_PER_BLOCK // size)
     utterances = np.random.default_rng(seed)
     generators = {name: np.random.default_rng([seed, zlib.crc32(name.encode())]) for name in tables}
-    rates = {name: np.empty(samples) for name in tables}
+    rates = {name: np.empty((*table.shape[:-2], samples)) for name, table in tables.items()}
     for start in range(0, samples, block):
         count = min(block, samples - start)
         drawn = _counts(utterances, size, count)
         total = drawn @ weights
         total[total == 0] = np.nan
         for name, table in tables.items():
-            seeds = len(table)
+            seeds = table.shape[-2]
             shares = _counts(generators[name], seeds, count) / seeds
-            sums = np.einsum("bs,bs->b", drawn @ table.T, shares)
-            rates[name][start : start + count] = 100.0 * sums / total
+            sums = np.einsum("...sb,bs->...b", table @ drawn.T, shares)
+            rates[name][..., start : start + count] = 100.0 * sums / total
     return rates
 
 

@@ -25,7 +25,7 @@ _INK, _SOFT, _LINE = "#1d2329", "#66707a", "#e3e6e9"
 
 
 def plot_wer(report: SweepReport) -> Figure:
-    """One point a group with its interval, and a small tick for each seed."""
+    """One point a group with its interval, a small tick for each seed, the teacher as a line."""
     rows = report.rows
     figure = Figure(figsize=(8.6, 1.1 + 0.36 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -50,6 +50,20 @@ def plot_wer(report: SweepReport) -> Figure:
             color=_INK,
             fontsize=9,
         )
+    if report.teacher is not None:
+        wer = report.teacher.wer
+        axes.axvspan(wer.low, wer.high, color=_COLOURS[2], alpha=0.15, linewidth=0)
+        axes.axvline(wer.value, color=_COLOURS[2], linewidth=1.2, linestyle="--")
+        axes.annotate(
+            f"teacher {wer.value:.1f}",
+            (wer.value, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            color=_COLOURS[2],
+            fontsize=9,
+        )
     axes.set_yticks(range(len(rows)), [row.group for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.12)
@@ -72,7 +86,7 @@ def plot_depth(report: SweepReport) -> Figure:
     for index, row in enumerate(rows):
         axes.plot(
             [head.weight_count / 1e6 for head in row.heads],
-            [head.wer for head in row.heads],
+            [head.wer.value for head in row.heads],
             color=_COLOURS[index % len(_COLOURS)],
             marker=_MARKERS[index // len(_COLOURS) % len(_MARKERS)],
             markersize=5,

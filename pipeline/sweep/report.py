@@ -8,37 +8,55 @@ from dataclasses import dataclass
 import numpy as np
 
 from interkd.kernels.errors import ConfigError, CorpusError
+from interkd.pipeline.scoring.error_rates import Unit
 from interkd.pipeline.sweep.config import SweepConfig
-from interkd.pipeline.sweep.intervals import (
-    Floats,
-    interval,
-    relative_reduction,
-    resampled_rates,
+from interkd.pipeline.sweep.intervals import Estimate, Rates, rates_of_heads
+from interkd.pipeline.sweep.results import (
+    HeadScore,
+    RunResult,
+    Spikes,
+    SplitScore,
+    UnitCounts,
+    finished_result,
+    read_spikes,
+    teacher_scores,
 )
-from interkd.pipeline.sweep.results import HeadScore, RunResult, SplitScore, finished_result
 from interkd.pipeline.sweep.runs import Run, expand
 
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2  # 1 had no intervals of CER and heads
 SAMPLES = 10_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A figure in percent with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+BUDGET_SHARES = (0.25, 0.5, 1.0)  # of the training time of the group that is done first
+_TEACHER = "(teacher)"  # among the groups: no run can have this name
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRow:
-    """One head of a group: mean over its seeds."""
+    """One head of a group: means over its seeds.
+
+    Attributes:
+        name: Its name.
+        weight_count: Weights needed to run the student up to it.
+        wer: On the main split.
+        cer: Likewise.
+        spike_offset: Mean of student frame - teacher frame, in frames; None unless the results'
+            `spikes.json` has it of every seed.
+        spikes_in_frame: Share of equal tokens that spike in the teacher's frame, percent.
+    """
 
     name: str
     weight_count: int
+    wer: Estimate
+    cer: Estimate
+    spike_offset: float | None
+    spikes_in_frame: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """A WER of the final head on the dev set and when it was taken: means over seeds."""
+
     wer: float
-    cer: float
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +68,15 @@ class GroupRow:
         seeds: Those with a result.
         wer: Of the final head on the main split, mean over seeds.
         wer_of_seeds: Each seed's.
-        cer: Mean over seeds.
+        cer: Likewise.
         other_wer: WER on the other splits.
         reductions: Relative reduction of the WER against each baseline; None for a baseline itself
             and where a baseline has no result.
         heads: Every head on the main split, the final one last.
         steps: Mean over seeds.
         seconds: Training time, mean over seeds.
+        gpu_seconds: Steps by the recipe's `ms_a_step`; None where the sweep has no such setting.
+        dev_wer_at: The last one at each of the report's budgets; None where a seed has none yet.
         device: Where they were trained.
         weights: Of the whole student.
         objective: In one line.
@@ -66,15 +86,36 @@ class GroupRow:
     seeds: tuple[int, ...]
     wer: Estimate
     wer_of_seeds: tuple[float, ...]
-    cer: float
+    cer: Estimate
     other_wer: Mapping[str, float]
     reductions: Mapping[str, Estimate | None]
     heads: tuple[HeadRow, ...]
     steps: float
     seconds: float
+    gpu_seconds: float | None
+    dev_wer_at: tuple[Validated | None, ...]
     device: str
     weights: int
     objective: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRow:
+    """The teacher beside its students.
+
+    Attributes:
+        wer: On the main split, the interval of utterances only.
+        cer: Likewise.
+        other_wer: WER on the other splits that the sweep has its scores of.
+        reductions: As a group's; None throughout unless it is paired.
+        is_paired: Whether utterances and references are the students'.
+    """
+
+    wer: Estimate
+    cer: Estimate
+    other_wer: Mapping[str, float]
+    reductions: Mapping[str, Estimate | None]
+    is_paired: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +127,9 @@ class SweepReport:
         utterances: How many it has.
         samples: Resamples behind each interval.
         rows: One a group.
+        teacher: Where the sweep has its scores.
+        budgets: Training times at which the groups are compared, in GPU seconds where the rows have
+            them, else in the runs' own seconds.
         missing: Runs without a result.
     """
 
@@ -93,7 +137,17 @@ class SweepReport:
     utterances: int
     samples: int
     rows: tuple[GroupRow, ...]
+    teacher: TeacherRow | None
+    budgets: tuple[float, ...]
     missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Course:
+    """A run's training time in seconds, and when it had which WER on the dev set."""
+
+    total: float
+    validated: tuple[Validated, ...]
 
 
 def report_sweep(sweep: SweepConfig, *, samples: int = SAMPLES) -> SweepReport:
@@ -104,7 +158,8 @@ def report_sweep(sweep: SweepConfig, *, samples: int = SAMPLES) -> SweepReport:
         samples: Resamples behind each interval.
 
     Raises:
-        ConfigError: If there is no result, or one is damaged or of other settings.
+        ConfigError: If there is no result, or one is damaged or of other settings; if the teacher's
+            file is not there or damaged, or a recipe has no `ms_a_step` where others have.
         CorpusError: If results are of different utterances.
     """
     runs = expand(sweep)
@@ -116,40 +171,67 @@ def report_sweep(sweep: SweepConfig, *, samples: int = SAMPLES) -> SweepReport:
         raise ConfigError(
             f"no results in {sweep.results_folder}", remedy="'interkd sweep' without --report"
         )
-    main = "test" if "test" in splits else splits[-1]
+    main = sweep.main_split
+    others = [split for split in splits if split != main]
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.name in results:
             groups.setdefault(run.group, []).append(run)
-    lengths = _common_lengths(results, main)
-    errors = {
-        group: np.array([_final(results[run.name], main).words.errors for run in members])
+    _check_same_set(results, main)
+    systems = {
+        group: [results[run.name].scores[main] for run in members]
         for group, members in groups.items()
     }
-    rates = resampled_rates(errors, lengths, samples=samples)
-    wer = {
-        group: float(100 * table.sum(1).mean() / lengths.sum()) for group, table in errors.items()
+    score = next(iter(systems.values()))[0]
+    teacher, spikes = teacher_scores(sweep), read_spikes(sweep)
+    is_paired = bool(teacher) and _identity(teacher[main]) == _identity(score)
+    alone = {_TEACHER: [teacher[main]]} if teacher else {}
+    if is_paired:  # then the same utterances are drawn for it
+        systems.update(alone)
+    words = _resampled(systems, "word", samples=samples)
+    characters = _resampled(systems, "character", samples=samples)
+    courses = {
+        group: [_course(results[run.name], _ms_a_step(sweep, run)) for run in members]
+        for group, members in groups.items()
     }
-    rows = []
-    for group, members in groups.items():
-        baselines = {name: name + members[0].grid_part for name in sweep.baselines}
-        rows.append(
-            _row(
-                group,
-                [results[run.name] for run in members],
-                main=main,
-                others=[split for split in splits if split != main],
-                wer=_estimate(wer[group], rates[group]),
-                reductions={
-                    name: _reduction(group, other, wer, rates) for name, other in baselines.items()
-                },
-            )
+    least = min(max(course.total for course in seeds) for seeds in courses.values())
+    budgets = tuple(share * least for share in BUDGET_SHARES)
+    rows = tuple(
+        _row(
+            group,
+            [results[run.name] for run in members],
+            words=words[group],
+            characters=characters[group],
+            main=main,
+            others=others,
+            reductions={
+                name: _reduction(group, name + members[0].grid_part, words)
+                for name in sweep.baselines
+            },
+            gpu_seconds=_mean([course.total for course in courses[group]])
+            if sweep.ms_a_step
+            else None,
+            dev_wer_at=tuple(_wer_at(courses[group], budget) for budget in budgets),
+            spikes=[spikes.get(run.name, {}) for run in members],
         )
+        for group, members in groups.items()
+    )
     return SweepReport(
         split=main,
-        utterances=len(lengths),
+        utterances=len(score.heads[-1].words.lengths),
         samples=samples,
-        rows=tuple(rows),
+        rows=rows,
+        teacher=_teacher_row(
+            teacher,
+            main,
+            words if is_paired else _resampled(alone, "word", samples=samples),
+            characters if is_paired else _resampled(alone, "character", samples=samples),
+            baselines=sweep.baselines,
+            is_paired=is_paired,
+        )
+        if teacher
+        else None,
+        budgets=budgets,
         missing=tuple(run.name for run in runs if run.name not in results),
     )
 
@@ -158,25 +240,31 @@ def _row(
     group: str,
     results: Sequence[RunResult],
     *,
+    words: Sequence[Rates],
+    characters: Sequence[Rates],
     main: str,
     others: Sequence[str],
-    wer: Estimate,
     reductions: Mapping[str, Estimate | None],
+    gpu_seconds: float | None,
+    dev_wer_at: tuple[Validated | None, ...],
+    spikes: Sequence[Spikes],
 ) -> GroupRow:
     first = results[0]
-    heads = [
+    heads = tuple(
         HeadRow(
             name=head.name,
             weight_count=head.weight_count,
-            wer=_mean([result.scores[main].heads[index].words.rate for result in results]),
-            cer=_mean([result.scores[main].heads[index].characters.rate for result in results]),
+            wer=wer.estimate,
+            cer=cer.estimate,
+            spike_offset=_of_spikes(spikes, head.name, "mean_offset_frames"),
+            spikes_in_frame=_of_spikes(spikes, head.name, "share_same_frame", scale=100.0),
         )
-        for index, head in enumerate(first.scores[main].heads)
-    ]
+        for head, wer, cer in zip(first.scores[main].heads, words, characters, strict=True)
+    )
     return GroupRow(
         group=group,
         seeds=tuple(result.seed for result in results),
-        wer=wer,
+        wer=heads[-1].wer,
         wer_of_seeds=tuple(_final(result, main).words.rate for result in results),
         cer=heads[-1].cer,
         other_wer={
@@ -184,12 +272,34 @@ def _row(
             for split in others
         },
         reductions=reductions,
-        heads=tuple(heads),
+        heads=heads,
         steps=_mean([result.trained.steps for result in results]),
         seconds=_mean([result.trained.seconds for result in results]),
+        gpu_seconds=gpu_seconds,
+        dev_wer_at=dev_wer_at,
         device=", ".join(dict.fromkeys(result.trained.device for result in results)),
         weights=first.trained.weights,
         objective=first.trained.objective,
+    )
+
+
+def _teacher_row(
+    scores: Mapping[str, SplitScore],
+    main: str,
+    words: Mapping[str, Sequence[Rates]],
+    characters: Mapping[str, Sequence[Rates]],
+    *,
+    baselines: Sequence[str],
+    is_paired: bool,
+) -> TeacherRow:
+    return TeacherRow(
+        wer=words[_TEACHER][-1].estimate,
+        cer=characters[_TEACHER][-1].estimate,
+        other_wer={
+            split: score.heads[-1].words.rate for split, score in scores.items() if split != main
+        },
+        reductions={name: _reduction(_TEACHER, name, words) for name in baselines},
+        is_paired=is_paired,
     )
 
 
@@ -201,8 +311,16 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _common_lengths(results: Mapping[str, RunResult], split: str) -> Floats:
-    """Words of each utterance's reference, the same in all results."""
+def _of_spikes(
+    spikes: Sequence[Spikes], head: str, key: str, *, scale: float = 1.0
+) -> float | None:
+    """Mean over seeds; None unless every seed was measured."""
+    values = [seed.get(head, {}).get(key) for seed in spikes]
+    known = [scale * value for value in values if value is not None]
+    return _mean(known) if len(known) == len(values) else None
+
+
+def _check_same_set(results: Mapping[str, RunResult], split: str) -> None:
     (first, score), *others = [(name, result.scores[split]) for name, result in results.items()]
     for name, other in others:
         if _identity(other) != _identity(score):
@@ -210,22 +328,68 @@ def _common_lengths(results: Mapping[str, RunResult], split: str) -> Floats:
                 f"'{first}' and '{name}' were scored on different '{split}' sets",
                 remedy="remove the results of the old set: the runs are then scored again",
             )
-    return np.array(score.heads[-1].words.lengths, dtype=np.float64)
 
 
-def _identity(score: SplitScore) -> tuple[str, tuple[int, ...]]:
-    return score.utterances, score.heads[-1].words.lengths
+def _identity(score: SplitScore) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    final = score.heads[-1]
+    return score.utterances, final.words.lengths, final.characters.lengths
 
 
-def _estimate(value: float, samples: Floats) -> Estimate:
-    low, high = interval(samples)
-    return Estimate(value=value, low=low, high=high)
+def _resampled(
+    systems: Mapping[str, Sequence[SplitScore]], unit: Unit, *, samples: int
+) -> dict[str, tuple[Rates, ...]]:
+    """The rates of each head of each system, whose seeds were all scored on one set."""
+
+    def counts(head: HeadScore) -> UnitCounts:
+        return head.words if unit == "word" else head.characters
+
+    (first, *_), *_ = systems.values()
+    lengths = np.array(counts(first.heads[-1]).lengths, dtype=np.float64)
+    errors = {
+        name: np.array([[counts(head).errors for head in score.heads] for score in scores])
+        for name, scores in systems.items()
+    }
+    by_head = {name: table.swapaxes(0, 1) for name, table in errors.items()}
+    return rates_of_heads(by_head, lengths, samples=samples)
 
 
-def _reduction(
-    group: str, other: str, wer: Mapping[str, float], rates: Mapping[str, Floats]
-) -> Estimate | None:
-    if other == group or other not in wer or wer[other] == 0:
+def _reduction(group: str, other: str, rates: Mapping[str, Sequence[Rates]]) -> Estimate | None:
+    if other == group or other not in rates:
         return None
-    value = 100.0 * (1.0 - wer[group] / wer[other])
-    return _estimate(value, relative_reduction(rates[group], rates[other]))
+    return rates[group][-1].reduction(rates[other][-1])
+
+
+def _ms_a_step(sweep: SweepConfig, run: Run) -> float | None:
+    times = {time.recipe: time.ms for time in sweep.ms_a_step}
+    recipe = run.config.objective.recipe
+    if times and recipe not in times:
+        raise ConfigError(
+            f"ms_a_step has no time of recipe '{recipe}', which run '{run.name}' has",
+            remedy="measure it with benchmarks/bench_training.py, or leave ms_a_step out",
+        )
+    return times.get(recipe)
+
+
+def _course(result: RunResult, ms_a_step: float | None) -> _Course:
+    """In GPU seconds where a step's time is known, else in the run's own."""
+    key, scale = ("seconds", 1.0) if ms_a_step is None else ("step", ms_a_step / 1000.0)
+    trained = result.trained.seconds if ms_a_step is None else result.trained.steps
+    return _Course(
+        total=scale * trained,
+        validated=tuple(
+            Validated(wer=row["dev_wer"]["final"], seconds=scale * row[key])
+            for row in result.curve
+            if key in row and "dev_wer" in row
+        ),
+    )
+
+
+def _wer_at(courses: Sequence[_Course], budget: float) -> Validated | None:
+    """The last until then; None unless every seed has one."""
+    until = [[one for one in course.validated if one.seconds <= budget] for course in courses]
+    if not all(until):
+        return None
+    last = [seed[-1] for seed in until]
+    return Validated(
+        wer=_mean([one.wer for one in last]), seconds=_mean([one.seconds for one in last])
+    )

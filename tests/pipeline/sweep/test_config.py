@@ -132,7 +132,15 @@ def test_only_takes_names_groups_and_patterns(write_sweep: WriteSweep) -> None:
         ({"runs": [{"name": "a", "set": [1]}]}, r"setting 'runs\[0\].set'; expected a mapping"),
         ({"runs": [{"name": "a", "set": {"out": "x"}}]}, "'out'; each run's folder follows"),
         ({"runs": [{"name": "../a"}]}, "runs: name; expected letters"),
-        ({"runs": [{"name": "table"}]}, "not results or table, got 'table'"),
+        ({"runs": [{"name": "table"}]}, "not results, table, spikes, got 'table'"),
+        ({"runs": [{"name": "spikes"}]}, "not results, table, spikes, got 'spikes'"),
+        ({"teacher": "x"}, "setting 'teacher'; expected a mapping"),
+        ({"teacher": {"tset": "x"}}, "unknown teacher split; expected dev | test, got 'tset'"),
+        ({"teacher": {"dev": "x"}}, "teacher; expected its score on 'test'.*got dev"),
+        ({"teacher": {"test": 3}}, r"setting 'teacher\[0\].path'; expected Path, got 3"),
+        ({"ms_a_step": [9.7]}, "setting 'ms_a_step'; expected a mapping"),
+        ({"ms_a_step": {"cct": 9.7}}, "unknown ms_a_step recipe.*did you mean 'ctc'"),
+        ({"ms_a_step": {"ctc": 0}}, "ms_a_step.ctc: ms; expected above 0, got 0"),
         ({"runs": [{"name": "a"}, {"name": "a"}]}, "two runs are named 'a'"),
         ({"grid": [1]}, "setting 'grid'; expected a mapping"),
         ({"grid": {"seed": 3}}, "setting 'grid.seed'; expected a list, got 3"),
@@ -150,6 +158,17 @@ def test_mistakes_name_their_place(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         expand(read_sweep(write_sweep(**{"baselines": None, **changes})))
+
+
+def test_the_teacher_and_the_time_of_a_step(write_sweep: WriteSweep) -> None:
+    path = write_sweep(teacher={"test": "a.trn", "dev": "b"}, ms_a_step={"ctc": 9, "skd": 10.5})
+    sweep = read_sweep(path)
+    assert [(t.split, t.path) for t in sweep.teacher] == [
+        ("test", Path("a.trn")),
+        ("dev", Path("b")),
+    ]
+    assert [(time.recipe, time.ms) for time in sweep.ms_a_step] == [("ctc", 9.0), ("skd", 10.5)]
+    assert sweep.main_split == "test"
 
 
 def test_the_base_is_beside_the_sweep(

@@ -10,7 +10,12 @@ import pytest
 
 from interkd.kernels.errors import ConfigError, CorpusError, ShapeError
 from interkd.pipeline.scoring.bootstrap import bootstrap_interval, paired_bootstrap
-from interkd.pipeline.sweep.intervals import interval, relative_reduction, resampled_rates
+from interkd.pipeline.sweep.intervals import (
+    interval,
+    rates_of_heads,
+    relative_reduction,
+    resampled_rates,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -91,6 +96,22 @@ def test_draws_depend_on_the_name_and_not_on_blocks_or_company() -> None:
     together = resampled_rates({"b": table[:1], "a": table}, lengths, samples=1_500)
     np.testing.assert_array_equal(alone, together["a"])
     assert len(np.unique(alone)) > 200
+
+
+def test_heads_share_their_draws() -> None:
+    heads = np.stack([A, A + 1, A])
+    rates = resampled_rates({"a": heads, "b": B}, LENGTHS, samples=1_000)
+    alone = resampled_rates({"a": A}, LENGTHS, samples=1_000)["a"]
+    assert rates["a"].shape == (3, 1_000)
+    np.testing.assert_array_equal(rates["a"][0], alone)
+    np.testing.assert_array_equal(rates["a"][2], alone)
+    assert (rates["a"][1] > alone).all()
+    first, second, _ = rates_of_heads({"a": heads}, LENGTHS, samples=1_000)["a"]
+    assert first.value == pytest.approx(rate(A, (0, 1, 2), (0, 1)))
+    assert (first.estimate.low, first.estimate.high) == interval(alone)
+    less = first.reduction(second)
+    assert less is not None
+    assert (less.low, less.high) == interval(relative_reduction(alone, rates["a"][1]))
 
 
 def test_empty_references_and_perfect_baselines_are_left_out() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from interkd.kernels.errors import ConfigError, CorpusError
 from interkd.pipeline.sweep.config import SweepConfig, read_sweep
+from interkd.pipeline.sweep.intervals import interval, resampled_rates
 from interkd.pipeline.sweep.report import report_sweep
 from interkd.pipeline.sweep.results import RunResult, read_result
 from interkd.pipeline.sweep.runs import expand
@@ -44,10 +45,31 @@ def test_rows_are_means_over_seeds(sweep: SweepConfig) -> None:
         assert row.wer_of_seeds == pytest.approx(rates)
         assert row.wer.value == pytest.approx(np.mean(rates))
         assert row.wer.low < row.wer.value < row.wer.high
-        assert row.cer == pytest.approx(np.mean([f.characters.rate for f in finals]))
+        assert row.cer.value == pytest.approx(np.mean([f.characters.rate for f in finals]))
+        assert row.cer.low < row.cer.value < row.cer.high
         assert row.other_wer == pytest.approx({"dev": np.mean(rates)})
-        assert row.heads[-1].wer == pytest.approx(row.wer.value)
+        assert (row.heads[-1].wer, row.heads[-1].cer) == (row.wer, row.cer)
         assert (row.steps, row.seconds) == (12, 30)
+
+
+def test_each_head_has_intervals_of_its_own_counts(sweep: SweepConfig) -> None:
+    report = report_sweep(sweep, samples=2_000)
+    for row in report.rows:
+        results = [read_result(sweep.results_folder / f"{row.group}-seed{s}.json") for s in (1, 2)]
+        for place, head in enumerate(row.heads):
+            scores = [result.scores["test"].heads[place] for result in results]
+            for found, counts in (
+                (head.wer, [score.words for score in scores]),
+                (head.cer, [score.characters for score in scores]),
+            ):
+                errors = {row.group: [count.errors for count in counts]}
+                drawn = resampled_rates(errors, counts[0].lengths, samples=2_000)[row.group]
+                assert found.value == pytest.approx(np.mean([count.rate for count in counts]))
+                assert (found.low, found.high) == pytest.approx(interval(drawn))
+    _, cells = table_of_heads(report)
+    final = report.rows[0].heads[-1]
+    assert cells[0][3] == f"{final.wer.value:.2f} ({final.wer.low:.1f} to {final.wer.high:.1f})"
+    assert cells[1][3] == f"{final.cer.value:.2f} ({final.cer.low:.1f} to {final.cer.high:.1f})"
 
 
 def test_reduction_against_the_baseline(sweep: SweepConfig) -> None:
@@ -96,12 +118,15 @@ def test_files(sweep: SweepConfig) -> None:
     paths = write_report(sweep.results_folder, report)
     assert [path.name for path in paths] == ["table.json", "table.md", "wer.png", "depth.png"]
     table = json.loads(paths[0].read_text())
-    assert table["format"] == 1
+    assert table["format"] == 2
+    head = report.rows[0].heads[0]
+    assert table["rows"][0]["heads"][0]["cer"]["high"] == head.cer.high
+    assert table["rows"][0]["cer"]["low"] == report.rows[0].cer.low
     assert table["rows"][1]["reductions"]["ctc"]["low"] == report.rows[1].reductions["ctc"].low  # type: ignore[union-attr]
     lines = paths[1].read_text().splitlines()
     assert lines[0] == (
-        "| run | seeds | test WER % | 95 % interval | CER % | dev WER % | less than ctc, % | steps "
-        "| seconds |"
+        "| run | seeds | test WER % | 95 % interval | CER % | 95 % interval | dev WER % "
+        "| less than ctc, % | steps | seconds |"
     )
     assert lines[2].startswith("| ctc | 2 | ")
     assert lines[3].startswith("| inter-ctc | 2 | ")
@@ -122,10 +147,12 @@ def test_heads_of_different_students_share_a_table(
             }
             write_made_up(run, rate=0.3, scores=scores)
     report = report_sweep(sweep, samples=100)
-    titles, (ctc, inter) = table_of_heads(report)
-    assert titles == ["run", "layer1", "final", "weights"]
-    assert ctc[1] == ""
-    assert float(inter[1]) > float(inter[2])
+    titles, (ctc, _, inter, inter_cer) = table_of_heads(report)
+    assert titles == ["run", "%", "layer1", "final", "weights"]
+    assert ctc[:3] == ["ctc", "WER", ""]
+    assert inter_cer[:2] == ["", "CER"]
+    for row in (inter, inter_cer):
+        assert float(row[2].split()[0]) > float(row[3].split()[0])
 
 
 def test_without_a_test_split_the_last_one_counts(

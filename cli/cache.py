@@ -143,7 +143,7 @@ def verify_command(
         )
     click.echo(
         f"{store}: {report.parts} parts, {report.utterances:,} utterances, {report.frames:,} "
-        f"frames, {report.entries:,} entries: every digest matches"
+        f"frames, {report.entries:,} entries besides the blanks: every digest matches"
     )
     if sample is None or teacher is None or manifest is None:
         return

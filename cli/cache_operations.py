@@ -258,8 +258,8 @@ def _frame_rows(frames: FrameDifferences) -> Iterator[tuple[str, str]]:
         ("  same best token", frames.same_best),
     ):
         yield (name, f"{count:,} ({100 * count / max(1, frames.frames):.3f} %)")
-    yield ("KL(A || B)", f"{frames.mean_divergence:.3g} nats a frame")
+    yield ("KL(A || B), common tokens", f"{frames.mean_divergence:.3g} nats a frame")
     yield ("  largest", f"{frames.largest_divergence:.3g} nats")
-    yield ("KL(B || A)", f"{frames.mean_reverse:.3g} nats a frame")
+    yield ("KL(B || A), common tokens", f"{frames.mean_reverse:.3g} nats a frame")
     where = f" in {frames.largest_at}" if frames.largest_at is not None else ""
     yield ("largest difference", f"{frames.largest_difference:.3g}{where}")

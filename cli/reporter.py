@@ -12,20 +12,24 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from interkd.pipeline.progress import Reporter
+from interkd.pipeline.progress import LineReporter
 
 
-class TerminalReporter(Reporter):
-    """Shows each stage as a rich progress bar on standard error."""
+class TerminalReporter(LineReporter):
+    """Shows each stage as a rich progress bar on standard error, or a line a minute in a file."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.console = Console(stderr=True)
         self.progress: Progress | None = None
         self.task = TaskID(0)
 
     def begin(self, task: str, total: float, *, done: float = 0.0) -> None:
         """Starts a bar."""
+        super().begin(task, total, done=done)
         self.end()
+        if not self.console.is_terminal:
+            return
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -34,7 +38,6 @@ class TerminalReporter(Reporter):
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
             console=self.console,
-            disable=not self.console.is_terminal,
         )
         self.progress.start()
         self.task = self.progress.add_task(task, total=total, figures="")
@@ -42,7 +45,9 @@ class TerminalReporter(Reporter):
 
     def advance(self, amount: float, figures: str = "") -> None:
         """Moves the bar."""
-        if self.progress is not None:
+        if self.progress is None:
+            super().advance(amount, figures)
+        else:
             if figures:
                 self.progress.update(self.task, advance=amount, figures=figures)
             else:
@@ -56,6 +61,7 @@ class TerminalReporter(Reporter):
 
     def message(self, text: str) -> None:
         """Prints a line above the bar."""
+        super().message(text)
         (self.progress.console if self.progress else self.console).print(
             text, highlight=False, markup=False, soft_wrap=True
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from interkd.kernels.errors import CheckpointError
+from interkd.kernels.errors import CheckpointError, ConfigError
 from interkd.pipeline.config import one_of
 from interkd.pipeline.files import publish_folder, temporary_name
 from interkd.pipeline.students.checkpoint import load_student, save_student
@@ -28,14 +28,17 @@ def export(checkpoint: Path, out: Path, *, dtype: str = "float16") -> int:
 
     Raises:
         CheckpointError: If there is no checkpoint, or `out` is there already.
-        ConfigError: For another dtype.
+        ConfigError: For another dtype, or a folder that cannot be written.
     """
     one_of("dtype", dtype, DTYPES)
     if out.exists():
         raise CheckpointError(f"{out} is there already", remedy="choose another folder")
     loaded = load_student(checkpoint)
     temporary = temporary_name(out)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}", got=error.strerror) from error
     config = replace(loaded.config, head_layers=loaded.model.head_layers[:-1])
     save_student(
         temporary, loaded.model, config, loaded.tokenizer, loaded.facts, dtype=DTYPES[dtype]

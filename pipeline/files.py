@@ -6,13 +6,37 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from interkd.kernels.errors import ConfigError
 
 
 def temporary_name(path: Path) -> Path:
     """A sibling of `path` that no other process uses: hidden, with host and process id."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder for what follows; what fails leaves no empty one behind.
+
+    Raises:
+        ConfigError: If it cannot be made.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}", got=error.strerror) from error
+    try:
+        yield
+    except BaseException:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

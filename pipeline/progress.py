@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+_LINE_EVERY = 60.0  # seconds
+
 
 class Reporter:
     """Listens to nothing; the command line's listener overrides what it shows."""
@@ -17,3 +21,26 @@ class Reporter:
 
     def message(self, text: str) -> None:
         """One line for the user."""
+
+
+class LineReporter(Reporter):
+    """Makes messages of a stage's progress, one a minute in which nothing else was said."""
+
+    def __init__(self) -> None:
+        self._task, self._total, self._done = "", 0.0, 0.0
+        self._said = time.monotonic()
+
+    def begin(self, task: str, total: float, *, done: float = 0.0) -> None:
+        """A stage begins."""
+        self._task, self._total, self._done = task, total, done
+
+    def advance(self, amount: float, figures: str = "") -> None:
+        """Now and then a line."""
+        self._done += amount
+        if time.monotonic() - self._said > _LINE_EVERY and self._total:
+            share = 100 * self._done / self._total
+            self.message(f"{self._task}: {share:.0f} %  {figures}".rstrip())
+
+    def message(self, text: str) -> None:
+        """A line: the next one of progress is a minute away."""
+        self._said = time.monotonic()

@@ -183,13 +183,16 @@ def _parse_row(line: str, *, folder: Path, where: str) -> Utterance:
         ) from error
     if not isinstance(row, dict):
         raise CorpusError(f"{where}: row", expected="a JSON object", got=type(row).__name__)
-    for name in row.keys() - _TYPES.keys():
+    unknown = sorted(row.keys() - _TYPES.keys())
+    missing = sorted(_TYPES.keys() - _DEFAULTS.keys() - row.keys())
+    if unknown:
+        near = None if missing else nearest(unknown[0], _TYPES)
         raise CorpusError(
-            f"{where}: unknown field '{name}'",
-            remedy=nearest(name, _TYPES) or "'interkd prepare' makes manifests of other forms",
+            f"{where}: unknown field '{unknown[0]}'",
+            remedy=near or "'interkd prepare' makes manifests of other forms",
         )
-    for name in _TYPES.keys() - _DEFAULTS.keys() - row.keys():
-        raise CorpusError(f"{where}: missing field '{name}'")
+    if missing:
+        raise CorpusError(f"{where}: missing field '{missing[0]}'")
     for name, value in row.items():
         if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
             kinds = " | ".join("null" if t is type(None) else t.__name__ for t in _TYPES[name])

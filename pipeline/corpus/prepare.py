@@ -26,7 +26,7 @@ from interkd.pipeline.corpus.manifest import Manifest, Utterance, write_manifest
 from interkd.pipeline.corpus.sources import BadRow, SourceRow, read_sources
 from interkd.pipeline.corpus.speeds import check_speeds, in_order, refuse_taken_ids
 from interkd.pipeline.corpus.tokens import MODEL_FILE, TOKENS_FILE, Tokenizer
-from interkd.pipeline.files import temporary_name, write_json, write_text
+from interkd.pipeline.files import made_folder, temporary_name, write_json, write_text
 from interkd.pipeline.progress import Reporter
 
 MANIFEST_FILE = "manifest.jsonl"
@@ -137,18 +137,23 @@ def prepare(config: PrepareConfig, *, reporter: Reporter | None = None) -> Prepa
         The summary that was written.
 
     Raises:
-        ConfigError: For settings that do not go together.
+        ConfigError: For settings that do not go together, or a folder that cannot be written.
         BadRowsError: If there are bad rows and `skip_bad` is off.
         CorpusError: If the sources cannot be read, no row is usable, or the speeds do not go with
             the corpus: its ids or its files' rates.
         TokenError: If the tokenizer cannot be read or trained.
     """
     _check(config)
+    with made_folder(config.out):  # before anything is decoded
+        return _prepare(config, reporter or Reporter())
+
+
+def _prepare(config: PrepareConfig, reporter: Reporter) -> PrepareSummary:
     tokenizer = None if config.tokens is None else Tokenizer.load(config.tokens)
     rows, bad = read_sources(config.sources)
     refuse_taken_ids(rows, config.speeds)
     total = len(rows) + len(bad)
-    checked = _check_rows(rows, config, reporter or Reporter())
+    checked = _check_rows(rows, config, reporter)
     bad += [result for result in checked if isinstance(result, BadRow)]
     sound = [
         (row, result)
@@ -284,7 +289,6 @@ def _write(
     summary: PrepareSummary,
     rejected: Sequence[BadRow],
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     staged = temporary_name(out / "prepared")
     staged.mkdir()
     try:

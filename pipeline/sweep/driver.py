@@ -18,6 +18,7 @@ from typing import BinaryIO
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.devices import resolve_device
+from interkd.pipeline.locks import hold
 from interkd.pipeline.logs import last_line
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.sweep.config import SweepConfig
@@ -29,7 +30,6 @@ from interkd.pipeline.sweep.worker import (
     EXIT_DONE,
     EXIT_STOPPED,
     Job,
-    hold,
     write_job,
 )
 from interkd.pipeline.training.recipes import uses_teacher

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from interkd.pipeline.locks import hold
 from interkd.pipeline.logs import last_line
 from interkd.pipeline.sweep.config import SweepConfig
 from interkd.pipeline.sweep.results import finished_result
 from interkd.pipeline.sweep.runs import Run, expand
-from interkd.pipeline.sweep.worker import hold
 from interkd.pipeline.training.run_settings import SETTINGS_FILE
 
 FAILED = "-- failed"  # how the log of a run that failed ends

@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import gc
 import json
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,7 +26,8 @@ from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.manifest import Manifest, read_manifest
 from interkd.pipeline.devices import resolve_device
 from interkd.pipeline.files import write_json
-from interkd.pipeline.progress import Reporter
+from interkd.pipeline.locks import hold
+from interkd.pipeline.progress import LineReporter, Reporter
 from interkd.pipeline.scoring.evaluate import evaluate
 from interkd.pipeline.students.checkpoint import load_student, resolve_checkpoint
 from interkd.pipeline.sweep.results import (
@@ -46,8 +45,7 @@ from interkd.pipeline.training.run_settings import LOG_FILE, SETTINGS_FILE
 from interkd.pipeline.training.trainer import train
 
 EXIT_DONE, EXIT_ERROR, EXIT_STOPPED, EXIT_BUSY = 0, 2, 3, 4
-_FIGURES_EVERY = 60.0  # seconds between two lines on a stage's progress
-_LOCK_TRIES, _LOCK_PAUSE = 20, 0.1  # a look at the lock holds it for an instant, too
+_LOCK_TRIES = 20  # a look at the lock holds it for an instant, too
 
 
 class Stopped(Exception):  # noqa: N818 (it is no error)
@@ -98,27 +96,6 @@ def read_job(path: Path) -> Job:
         return Job(run=run, score={split: Path(name) for split, name in value["score"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not a sweep's job", got=repr(error)) from error
-
-
-@contextlib.contextmanager
-def hold(lock: Path, *, tries: int = 1) -> Iterator[bool]:
-    """Holds a run's lock, if nobody else does; the system frees it when the process ends.
-
-    Yields:
-        Whether it is held now.
-    """
-    with lock.open("a") as file:
-        for attempt in range(tries):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if attempt + 1 == tries:
-                    yield False
-                    return
-                time.sleep(_LOCK_PAUSE)
-            else:
-                break
-        yield True
 
 
 def work(job: Job) -> int:
@@ -228,26 +205,12 @@ def _inputs(settings: Path) -> dict[str, Any]:
         raise CheckpointError(f"{settings} is damaged", got=repr(error)) from error
 
 
-class LogReporter(Reporter):
-    """Writes messages, and a stage's progress once a minute, as lines."""
-
-    def __init__(self) -> None:
-        self.task, self.total, self.done = "", 0.0, 0.0
-        self.said = time.monotonic()
-
-    def begin(self, task: str, total: float, *, done: float = 0.0) -> None:
-        """A stage begins."""
-        self.task, self.total, self.done = task, total, done
-
-    def advance(self, amount: float, figures: str = "") -> None:
-        """Now and then a line."""
-        self.done += amount
-        if time.monotonic() - self.said > _FIGURES_EVERY and self.total:
-            self.message(f"{self.task}: {100 * self.done / self.total:.0f} %  {figures}".rstrip())
+class LogReporter(LineReporter):
+    """Writes lines with the time of day."""
 
     def message(self, text: str) -> None:
         """A line."""
-        self.said = time.monotonic()
+        super().message(text)
         _say(text)
 
 

@@ -178,6 +178,16 @@ class BatchLoader:
                 [store.frame_count(utt_id) for utt_id in ids],
             )
 
+    def count_impossible(self) -> int:
+        """Utterances of fewer frames than CTC needs for their targets: no path, no loss."""
+        impossible = 0
+        for utterance, target in zip(self.utterances, self.targets, strict=True):
+            frames = self.student_formula.count(utterance.samples)
+            if frames < 2 * len(target):  # else there is room whatever repeats
+                repeats = int((target[1:] == target[:-1]).sum())
+                impossible += frames < len(target) + repeats
+        return impossible
+
     def load(self, indexes: Sequence[int]) -> Batch:
         """One batch, now, in this thread."""
         utterances = [self.utterances[i] for i in indexes]

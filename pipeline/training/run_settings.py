@@ -17,6 +17,8 @@ from interkd.pipeline.training.config import TrainConfig
 
 SETTINGS_FILE = "config.yaml"
 LOG_FILE = "log.jsonl"
+FAILED_LOG_FILE = "failed.jsonl"
+LOCK_FILE = ".lock"
 OWN_NAMES = ("checkpoints", "tensorboard", LOG_FILE, "best.json", "last.json")
 # What changes where or how fast a run goes, but not what comes out.
 _WITHOUT_EFFECT = re.compile(
@@ -63,10 +65,16 @@ def begin_run(run: Path, settings: dict[str, Any]) -> None:
 
 
 def withdraw_run(run: Path) -> None:
-    """Takes back what a run wrote before its first checkpoint, and its folder if that is all."""
+    """Takes back what a run wrote before its first checkpoint, and its folder if that is all.
+
+    The log of the steps it made stays, as `failed.jsonl`: it may show why they led nowhere.
+    """
+    log = run / LOG_FILE
+    if log.exists() and log.stat().st_size:
+        log.replace(run / FAILED_LOG_FILE)
     for name in ("tensorboard", "checkpoints"):
         shutil.rmtree(run / name, ignore_errors=True)
-    for name in (LOG_FILE, SETTINGS_FILE):
+    for name in (LOG_FILE, SETTINGS_FILE, LOCK_FILE):
         (run / name).unlink(missing_ok=True)
     if not any(run.iterdir()):
         run.rmdir()

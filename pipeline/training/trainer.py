@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from types import FrameType
@@ -15,6 +17,7 @@ import torch
 from interkd.kernels.errors import CheckpointError, ConfigError
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import BatchSampler, digest_of
+from interkd.pipeline.locks import hold
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.students.model import Student
 from interkd.pipeline.training.augmentation import spec_augment
@@ -31,6 +34,7 @@ from interkd.pipeline.training.ranks import Ranks
 from interkd.pipeline.training.recipes import RECIPES, uses_intermediate_heads
 from interkd.pipeline.training.resident_audio import ResidentAudio
 from interkd.pipeline.training.run_settings import (
+    LOCK_FILE,
     begin_run,
     require_same_run,
     run_settings,
@@ -56,15 +60,16 @@ def train(
         How it ended; the checkpoints are in `config.out`.
 
     Raises:
-        InterkdError: If corpus, store, settings or checkpoint do not fit. A run that has no
-            checkpoint yet is then withdrawn, so that it can be started again once mended.
+        InterkdError: If corpus, store, settings or checkpoint do not fit, or another process trains
+            this run. A new run that has no checkpoint yet is then withdrawn, so that it can be
+            started again once mended.
     """
     trainer = Trainer(config, resume=resume, reporter=reporter or Reporter())
     try:
         result = trainer.run()
     except Exception:
         trainer.close()
-        if trainer.ranks.is_first and trainer.keeper.folder.pointed("last") is None:
+        if trainer.ranks.is_first and not resume and not trainer.keeper.folder.pointed("last"):
             withdraw_run(config.out)
         raise  # without goodbye to other processes: they may wait for this one, and end with it
     finally:
@@ -132,6 +137,7 @@ class Trainer:
             padded_samples=self.sampler.padded_samples if config.cuda_graphs else None,
             views=views,
         )
+        self._warn_of_impossible()
         self.model.to(self.device)
         self.take_step = TrainingStep(self.model, self.objective, config, self.device, self.ranks)
         self.optimiser = self.take_step.optimiser
@@ -144,6 +150,7 @@ class Trainer:
             epochs_to_average=config.average_epochs,
         )
         self.position = Position()
+        self._held = ExitStack()
         self._open_run(resume)
         self.log = RunLog(
             config.out if self.ranks.is_first else None,
@@ -166,6 +173,16 @@ class Trainer:
         self.stop_asked = False
         self.stopped = False
 
+    def _warn_of_impossible(self) -> None:
+        impossible = self.loader.count_impossible()
+        if impossible:
+            shift = self.model.frame_formula.shift_samples
+            self.reporter.message(
+                f"warning: {impossible:,} of {len(self.corpus.train.utterances):,} utterances have "
+                f"fewer frames of {1e3 * shift / self.config.student.features.sample_rate:g} ms "
+                "than CTC needs for their text: it learns nothing from them"
+            )
+
     def _resident_audio(self) -> ResidentAudio | None:
         """The training set in the GPU's memory, where there is a GPU and room."""
         data, utterances = self.config.data, self.corpus.train.utterances
@@ -185,22 +202,34 @@ class Trainer:
         if not resume:
             if self.ranks.is_first:
                 begin_run(self.config.out, settings)
+                self._hold()
             self.ranks.wait()
             return
         require_same_run(self.config.out, settings)
+        if self.ranks.is_first:
+            self._hold()
         position = self.keeper.restore()
         if position is not None:  # else killed before the first checkpoint: start again
             self.position = position
 
+    def _hold(self) -> None:
+        """Keeps other processes off this run.
+
+        Raises:
+            CheckpointError: If one trains it already.
+        """
+        if not self._held.enter_context(hold(self.config.out / LOCK_FILE)):
+            raise CheckpointError(f"another process trains {self.config.out}")
+
     def run(self) -> TrainResult:
         """Trains to the end, the time limit or a stop signal."""
         self.reporter.message(f"objective: {self.objective}")
-        previous = self._catch_stop_signal()
+        previous = self._catch_stop_signals()
         try:
             finished = self._run_epochs()
         finally:
-            if previous is not None:
-                signal.signal(getattr(signal, self.config.stop_signal), previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
         return TrainResult(
             run=self.config.out,
             finished=finished,
@@ -210,14 +239,24 @@ class Trainer:
             weights=sum(weight.numel() for weight in self.model.parameters()),
         )
 
-    def _catch_stop_signal(self) -> Any:
+    def _catch_stop_signals(self) -> dict[int, Any]:
+        """Has the run stop at its next step, with a checkpoint; a second ctrl-C ends it at once."""
+
         def ask(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT:
+                if self.stop_asked:
+                    raise KeyboardInterrupt
+                # Not by the reporter, which the signal may have interrupted.
+                os.write(2, b"\nfinishing a step and a checkpoint; ctrl-C again ends it at once\n")
             self.stop_asked = True
 
         try:
-            return signal.signal(getattr(signal, self.config.stop_signal), ask)
+            return {
+                number: signal.signal(number, ask)
+                for number in (getattr(signal, self.config.stop_signal), signal.SIGINT)
+            }
         except ValueError:  # not the main thread: nobody can signal this run
-            return None
+            return {}
 
     def _run_epochs(self) -> bool:
         config, position = self.config, self.position
@@ -281,7 +320,7 @@ class Trainer:
             if stop:  # and not the flag, which a signal may raise in this process alone
                 self.stopped = True
                 self.reporter.end()
-                self.reporter.message(f"stopped by {config.stop_signal} at step {position.step}")
+                self.reporter.message(f"stopped by a signal at step {position.step}")
                 return False
             if self._out_of_time() and position.batch < len(plan):
                 self._flush_log()
@@ -324,8 +363,8 @@ class Trainer:
             raise ConfigError(
                 f"the loss is {loss}, its gradient's norm {gradient_norm} at step "
                 f"{self.position.step}",
-                remedy="a lower optimiser.learning_rate or a longer warmup_steps; "
-                "--resume goes on from the last checkpoint, where there is one",
+                remedy="a lower optimiser.learning_rate or a longer warmup_steps, in a run of its "
+                "own",
             )
         return f"loss {loss:.2f}"
 
@@ -334,6 +373,7 @@ class Trainer:
         return limit is not None and self.position.seconds >= 60 * limit
 
     def close(self) -> None:
-        """Closes the log."""
+        """Closes the log and lets go of the run."""
         self.reporter.end()
         self.log.close()
+        self._held.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from interkd.kernels.errors import ConfigError
+from interkd.pipeline.locks import hold
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.sweep import driver
 from interkd.pipeline.sweep.config import SweepConfig, read_sweep
@@ -28,7 +29,6 @@ from interkd.pipeline.sweep.worker import (
     EXIT_DONE,
     EXIT_ERROR,
     Job,
-    hold,
     read_job,
     write_job,
 )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from safetensors.torch import load_file
 
 from interkd.kernels.errors import CheckpointError, ConfigError
 from interkd.pipeline.config import as_plain
+from interkd.pipeline.frames import FrameFormula
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.students.checkpoint import load_student
 from interkd.pipeline.training.config import SpecAugmentConfig, TrainConfig
+from interkd.pipeline.training.data import BatchLoader
 from interkd.pipeline.training.ranks import Ranks
 from interkd.pipeline.training.recipes import ObjectiveConfig
 from interkd.pipeline.training.trainer import Trainer, train
@@ -255,3 +258,50 @@ def test_time_limit_before_an_epoch_leaves_nothing_to_average(
     config = tiny(tone_corpus, tmp_path / "run", epochs=2, average_epochs=2, max_minutes=1e-6)
     assert train(config).finished
     assert json.loads((config.out / "best.json").read_text())["checkpoint"].endswith("00000001")
+
+
+def test_ctrl_c_writes_a_checkpoint_and_a_run_has_one_process(
+    tone_corpus: Any, tmp_path: Path
+) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", epochs=400)
+    process = start(config)
+    wait_for_rows(config.out, 2, process)
+    with pytest.raises(CheckpointError, match="another process trains"):
+        train(config, resume=True)
+    assert (config.out / "config.yaml").exists()  # and the other one's run stands
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 3
+    said = (tmp_path / "output.txt").read_text()
+    assert "finishing a step and a checkpoint" in said
+    step = json.loads((config.out / "last.json").read_text())["step"]
+    assert f"stopped by a signal at step {step}" in said
+
+
+def test_utterances_that_ctc_cannot_align_are_counted(
+    tone_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+
+    class Heard(Reporter):
+        def message(self, text: str) -> None:
+            lines.append(text)
+
+    trainer = Trainer(tiny(tone_corpus, tmp_path / "run"), resume=False, reporter=Heard())
+    trainer.close()
+    assert lines == []
+    corpus = trainer.corpus
+    counts = set()
+    for shift in (16000, 4000, 2000, 1000):
+        formula = FrameFormula(((1, shift, 0),))
+        impossible = 0
+        for utterance in corpus.train.utterances:
+            tokens = corpus.tokenizer.encode(utterance.text)
+            repeats = sum(a == b for a, b in pairwise(tokens))
+            impossible += formula.count(utterance.samples) < len(tokens) + repeats
+        monkeypatch.setattr(trainer.loader, "student_formula", formula)
+        assert trainer.loader.count_impossible() == impossible
+        counts.add(impossible)
+    assert len(counts) > 1
+    monkeypatch.setattr(BatchLoader, "count_impossible", lambda _: 3)
+    Trainer(tiny(tone_corpus, tmp_path / "other"), resume=False, reporter=Heard()).close()
+    assert "warning: 3 of 36 utterances have fewer frames of 40 ms than CTC needs" in lines[0]

@@ -44,7 +44,7 @@ _SHOWN = 10
 @click.option(
     "--frame-shift-ms",
     type=float,
-    default=40.0,
+    default=20.0,
     show_default=True,
     help="The student's frame shift, to find utterances too short for their text.",
 )

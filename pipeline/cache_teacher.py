@@ -22,6 +22,7 @@ from interkd.pipeline.cache.writer import StoreWriter
 from interkd.pipeline.cluster.tasks import IN_PROCESS, ClusterSettings
 from interkd.pipeline.config import in_range, one_of
 from interkd.pipeline.corpus.manifest import Manifest, Utterance, read_manifest
+from interkd.pipeline.corpus.tokens import TOKENS_FILE, Tokenizer
 from interkd.pipeline.devices import resolve_device
 from interkd.pipeline.part_runner import PartRunner
 from interkd.pipeline.part_workers import PartCacher, cache_on_workers, write_part
@@ -148,6 +149,12 @@ def cache_teacher(
             expected=f"{teacher.info.sample_rate} Hz (the teacher's)",
             got=manifest.sample_rate,
             remedy="prepare the corpus with --sample-rate",
+        )
+    tokens = config.manifest.parent / TOKENS_FILE
+    if tokens.exists() and Tokenizer.load(tokens.parent).tokens != teacher.info.tokens:
+        reporter.message(
+            f"warning: the teacher's tokens are not those of {tokens}: students trained from this "
+            "store need the teacher's, in its order"
         )
     is_new = not (config.out / METADATA_FILE).exists()
     writer = StoreWriter.open(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 from interkd.kernels.errors import CorpusError, TokenError
@@ -100,7 +101,9 @@ def count_tokens(
     try:
         tokens = tokenizer.encode(utterance.text)
     except TokenError as error:
-        return _bad(row, "text outside the tokens", f"{name}: {error}")
+        fitting = _cases_that_fit(utterance, tokenizer)
+        hint = "".join(f"; '--case {case}' mends that" for case in fitting)
+        return _bad(row, "text outside the tokens", f"{name}: {error}{hint}")
     shift = max(1, round(frame_shift_ms * utterance.sample_rate / 1000))
     frames = FrameFormula(((1, shift, 0),)).count(utterance.samples)
     repeats = sum(a == b for a, b in pairwise(tokens))
@@ -127,3 +130,10 @@ def _segment_samples(row: SourceRow) -> int | None:
 
 def _bad(row: SourceRow, kind: str, reason: str) -> BadRow:
     return BadRow(where=row.where, utt_id=row.utt_id, kind=kind, reason=reason)
+
+
+def _cases_that_fit(utterance: Utterance, tokenizer: Tokenizer) -> Iterator[str]:
+    for case, changed in CASES.items():
+        with suppress(TokenError):
+            tokenizer.encode(changed(utterance.text))
+            yield case

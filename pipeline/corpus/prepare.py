@@ -65,7 +65,7 @@ class PrepareConfig:
     train: str | None = None
     vocab_size: int | None = None
     sample_rate: int = 16000
-    frame_shift_ms: float = 40.0
+    frame_shift_ms: float = 20.0
     speeds: tuple[float, ...] = (1.0,)
     case: str = "none"
     skip_bad: bool = False

@@ -185,7 +185,7 @@ def foreign_character(folder: Path, row: dict[str, Any]) -> None:
 
 
 def too_short_for_ctc(folder: Path, row: dict[str, Any]) -> None:
-    row["text"] = "AB" * 26  # 50 frames of 40 ms
+    row["text"] = "AB" * 51  # 100 frames of 20 ms
 
 
 def nan_in_audio(folder: Path, row: dict[str, Any]) -> None:

@@ -27,7 +27,8 @@ from interkd.pipeline.cache.transcripts import transcribe_store
 from interkd.pipeline.cache.verify import verify
 from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
 from interkd.pipeline.corpus.audio import AudioCache
-from interkd.pipeline.corpus.manifest import read_manifest
+from interkd.pipeline.corpus.manifest import read_manifest, write_manifest
+from interkd.pipeline.progress import Reporter
 from interkd.pipeline.scoring.error_rates import count_errors
 from interkd.pipeline.teachers.load import load_teacher
 from interkd.pipeline.teachers.protocol import Teacher, TeacherInfo
@@ -187,6 +188,26 @@ def test_a_second_run_writes_nothing(config: CacheTeacherConfig, store: Path) ->
     opened = TeacherStore.open(store)
     assert summary.parts == opened.part_count
     assert summary.teacher_wer == opened.summary["teacher_wer"]
+
+
+def test_other_tokens_beside_the_manifest_are_warned_of(
+    config: CacheTeacherConfig, store: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+
+    class Heard(Reporter):
+        def message(self, text: str) -> None:
+            lines.append(text)
+
+    cache_teacher(config, reporter=Heard())
+    assert not [line for line in lines if "warning" in line]
+    manifest = tmp_path / "manifest.jsonl"
+    write_manifest(manifest, read_manifest(config.manifest).utterances)
+    tokens = (config.manifest.parent / "tokens.txt").read_text(encoding="utf-8")
+    (tmp_path / "tokens.txt").write_text(tokens.lower(), encoding="utf-8")
+    cache_teacher(replace(config, manifest=manifest), reporter=Heard())
+    (warning,) = [line for line in lines if "warning" in line]
+    assert warning.startswith("warning: the teacher's tokens are not those of")
 
 
 def test_a_lost_part_is_made_again(config: CacheTeacherConfig, store: Path, tmp_path: Path) -> None:

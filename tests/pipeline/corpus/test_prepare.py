@@ -28,7 +28,8 @@ from interkd.pipeline.progress import Reporter
 
 
 def run(corpus: Any, *more_lines: str, **changes: Any) -> PrepareSummary:
-    settings = {"out": corpus.folder / "out", "train": "characters"} | changes
+    settings = {"out": corpus.folder / "out", "train": "characters", "frame_shift_ms": 40.0}
+    settings |= changes
     return prepare(PrepareConfig(sources=corpus.write(*more_lines), **settings))
 
 
@@ -93,6 +94,15 @@ def test_text_is_cased_and_spaced(corpus: Any) -> None:
     run(corpus, case="upper")
     manifest = read_manifest(corpus.folder / "out" / "manifest.jsonl")
     assert manifest.utterances[0].text == "HELLO THERE"
+
+
+def test_the_case_that_the_tokens_have_is_named(corpus: Any) -> None:
+    run(corpus, out=corpus.folder / "tokens")
+    for row in corpus.rows:
+        row["text"] = row["text"].lower()
+    with pytest.raises(BadRowsError, match=r"U\+00.*; '--case upper' mends that"):
+        run(corpus, train=None, tokens=corpus.folder / "tokens")
+    run(corpus, train=None, tokens=corpus.folder / "tokens", case="upper")
 
 
 def test_resampled_lengths(corpus: Any) -> None:

@@ -62,7 +62,9 @@ DEFAULTS = CacheTeacherConfig(teacher="", manifest=Path(), out=Path())
 )
 @click.option("--part-minutes", default=DEFAULTS.part_minutes, show_default=True)
 @click.option(
-    "--batch-seconds", default=DEFAULTS.batch_seconds, show_default=True, help="Padded audio."
+    "--batch-seconds",
+    type=float,
+    help="Padded audio in a batch.  [default: 640 on a GPU, 60 on a CPU]",
 )
 @click.option(
     "--stale-minutes",

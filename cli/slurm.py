@@ -20,6 +20,7 @@ from interkd.pipeline.cluster.jobs import (
     array_size,
     cache_jobs,
     check_sweep,
+    check_teacher,
     job_name,
     require_file,
     score_job,
@@ -116,11 +117,13 @@ def slurm_cache_teacher(
     """An array of `interkd cache-teacher`, and a job that writes the index and verifies."""
     common, profile = _begin(options)
     asked = _parse(cache_teacher_command, arguments)
+    check_teacher(asked["teacher"])
     size = array_size(asked["manifest"], asked["part_minutes"], tasks=tasks, most=profile.tasks)
     base = [name] if name else [asked["out"].name]
     names = (job_name("cache-teacher", *base), job_name("index", *base))
     words = [word for word in arguments if word != "--no-wait"]
-    _end(common, profile, cache_jobs(words, out=asked["out"], tasks=size, names=names), after)
+    jobs = cache_jobs(words, out=asked["out"], tasks=size, names=names, profile=profile)
+    _end(common, profile, jobs, after)
 
 
 @slurm_command.command("train-student", context_settings=_PASSES_ON)
@@ -133,7 +136,10 @@ def slurm_train_student(
     words = [word for word in arguments if word != "--resume"]
     asked = _parse(train_student_command, words)
     settings = training_settings(
-        asked["config"], asked["assignments"], {"out": asked["out"], "store": asked["store"]}
+        asked["config"],
+        asked["assignments"],
+        {"out": asked["out"], "store": asked["store"]},
+        store_comes=bool(after),
     )
     title = name or job_name("train-student", settings.out.name)
     _end(common, profile, [train_job(words, settings, name=job_name(title))], after)
@@ -162,9 +168,10 @@ def slurm_sweep(
     """A job of `interkd sweep`: its runs share one node, and go on where they were."""
     common, profile = _begin(options)
     asked = _parse(sweep_command, arguments)
-    check_sweep(asked["config"])
-    title = name or job_name("sweep", asked["config"].stem)
-    _end(common, profile, [sweep_job(arguments, name=job_name(title))], after)
+    config = asked["config"]
+    check_sweep(config, store_comes=bool(after))
+    title = job_name(name or job_name("sweep", config.stem))
+    _end(common, profile, [sweep_job(arguments, config, name=title, profile=profile)], after)
 
 
 @slurm_command.command("pipeline")
@@ -174,7 +181,7 @@ def slurm_pipeline(config: Path, **options: Any) -> None:
     """The whole road of one YAML: cache, students, scores, each job after those it needs."""
     common, profile = _begin(options)
     road = read_road(config)
-    jobs = road_jobs(road, most_tasks=profile.tasks)
+    jobs = road_jobs(road, profile)
     _end(common, profile, jobs, (), folder=road.folder)
 
 

@@ -49,7 +49,7 @@ class CacheTeacherConfig:
         mass: Probability that the kept tokens reach.
         quantiser: `angle5`, `angle6`, `angle7` or `angle15`: bits of a stored probability.
         part_minutes: Audio in a part, the unit of work and of loss.
-        batch_seconds: Padded audio in a batch.
+        batch_seconds: Padded audio in a batch; None is 640 on a GPU, 60 on a CPU.
         decode_threads: Threads that decode audio; one a core when None.
         stale_minutes: How long a writer on another host may show no sign of life before the parts
             that it claimed are free again.
@@ -68,7 +68,7 @@ class CacheTeacherConfig:
     mass: float = 0.99
     quantiser: str = "angle5"
     part_minutes: float = 60.0
-    batch_seconds: float = 640.0
+    batch_seconds: float | None = None
     decode_threads: int | None = None
     stale_minutes: float = 15.0
     wait: bool = True
@@ -188,7 +188,7 @@ def load_runner(config: CacheTeacherConfig, device: torch.device) -> PartRunner:
         top_k=config.top_k,
         mass=config.mass,
         quantiser=config.quantiser,
-        batch_seconds=config.batch_seconds,
+        batch_seconds=config.batch_seconds or (640.0 if device.type == "cuda" else 60.0),
         decode_threads=config.decode_threads,
     )
 

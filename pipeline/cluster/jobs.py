@@ -8,12 +8,15 @@ from pathlib import Path
 
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.cache.plan import plan_parts
+from interkd.pipeline.cluster.profile import Profile
 from interkd.pipeline.cluster.script import INTERKD, Job
-from interkd.pipeline.config import build, override, read_yaml
+from interkd.pipeline.config import build, one_of, override, read_yaml
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.sweep.config import read_sweep
 from interkd.pipeline.sweep.runs import expand
+from interkd.pipeline.teachers.load import KINDS
 from interkd.pipeline.training.config import TrainConfig
+from interkd.pipeline.training.recipes import uses_teacher
 
 _UNUSABLE = re.compile(r"[^A-Za-z0-9._+-]+")
 
@@ -43,7 +46,9 @@ def array_size(manifest: Path, part_minutes: float, *, tasks: int | None, most: 
     return min(most if tasks is None else tasks, len(parts))
 
 
-def cache_jobs(words: Sequence[str], *, out: Path, tasks: int, names: tuple[str, str]) -> list[Job]:
+def cache_jobs(
+    words: Sequence[str], *, out: Path, tasks: int, names: tuple[str, str], profile: Profile
+) -> list[Job]:
     """Stage one: an array that makes the parts, and a job that looks after them.
 
     The second makes what the array left, writes the index and verifies the store.
@@ -53,14 +58,40 @@ def cache_jobs(words: Sequence[str], *, out: Path, tasks: int, names: tuple[str,
         out: The store among them.
         tasks: Size of the array.
         names: Of the two jobs.
+        profile: How many GPUs they have.
     """
-    command = (INTERKD, "cache-teacher", *words)
-    array = Job(
-        name=names[0], stage="cache-teacher", commands=((*command, "--no-wait"),), tasks=tasks
-    )
+    command = (INTERKD, "cache-teacher")
+    making = (*command, *words, *_cache_devices(words, profile, "cache-teacher"), "--no-wait")
+    array = Job(name=names[0], stage="cache-teacher", commands=(making,), tasks=tasks)
+    words = _without(words, "--devices")  # the array's: here there may be fewer
+    looking = (*command, *words, *_cache_devices(words, profile, "index"))
     verify = (INTERKD, "cache", "verify", str(out))
-    index = Job(name=names[1], stage="index", commands=(command, verify), after=(names[0],))
+    index = Job(
+        name=names[1], stage="index", commands=(looking, verify), lasting=1, after=(names[0],)
+    )
     return [array, index]
+
+
+def _cache_devices(words: Sequence[str], profile: Profile, stage: str) -> tuple[str, ...]:
+    """A process for each of several GPUs, unless the user says where the teacher runs."""
+    if (profile.resources(stage).gpus or 0) < 2 or _given(
+        words, "--device", "--devices", "--cluster"
+    ):
+        return ()
+    return ("--devices", "all")
+
+
+def _given(words: Sequence[str], *options: str) -> bool:
+    return any(word.partition("=")[0] in options for word in words)
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    """The words but an option and its value."""
+    return [
+        word
+        for before, word in zip(("", *words), words, strict=False)
+        if word.partition("=")[0] != option and before != option
+    ]
 
 
 def train_job(
@@ -87,22 +118,60 @@ def train_job(
 def score_job(commands: Iterable[Sequence[str]], *, name: str, after: tuple[str, ...] = ()) -> Job:
     """Scoring: one command or several, each with the options of `interkd score`."""
     scored = tuple((INTERKD, "score", *words) for words in commands)
-    return Job(name=name, stage="score", commands=scored, after=after)
+    return Job(name=name, stage="score", commands=scored, lasting=0, after=after)
 
 
-def sweep_job(words: Sequence[str], *, name: str, after: tuple[str, ...] = ()) -> Job:
-    """A sweep on one node; it passes the stop on to its runs, each of which writes a checkpoint."""
-    command = (INTERKD, "sweep", *words)
+def sweep_job(
+    words: Sequence[str],
+    config: Path,
+    *,
+    name: str,
+    profile: Profile,
+    after: tuple[str, ...] = (),
+) -> Job:
+    """A sweep on one node; it passes the stop on to its runs, each of which writes a checkpoint.
+
+    Args:
+        words: Arguments of `interkd sweep`.
+        config: The sweep's YAML among them.
+        name: Of the job.
+        profile: How many GPUs the runs share.
+        after: What it waits for.
+    """
+    command = (INTERKD, "sweep", *words, *_sweep_devices(words, config, profile))
     return Job(name=name, stage="sweep", commands=(command,), stop_signal="TERM", after=after)
 
 
+def _sweep_devices(words: Sequence[str], config: Path, profile: Profile) -> tuple[str, ...]:
+    """Several GPUs given to the runs in turn, as many at once, unless the user says otherwise."""
+    gpus = profile.resources("sweep").gpus or 0
+    if gpus < 2 or _given(words, "--devices"):
+        return ()
+    if any(run.config.device != "auto" for run in expand(read_sweep(config))):
+        return ()
+    devices = ("--devices", ",".join(f"cuda:{index}" for index in range(gpus)))
+    if _given(words, "--jobs") or "jobs" in read_yaml(config):
+        return devices
+    return (*devices, "--jobs", str(gpus))
+
+
 def training_settings(
-    config: Path | None, assignments: Iterable[str], options: Mapping[str, str | None]
+    config: Path | None,
+    assignments: Iterable[str],
+    options: Mapping[str, str | None],
+    *,
+    store_comes: bool = False,
 ) -> TrainConfig:
     """What a training job will be told, checked before it stands in a queue.
 
+    Args:
+        config: YAML of `train-student`.
+        assignments: `--set`.
+        options: Further settings, over the YAML's where not None.
+        store_comes: Whether a job that this one waits for may make the store.
+
     Raises:
-        InterkdError: For a setting that cannot be, or a manifest that is not there.
+        InterkdError: For a setting that cannot be, or a manifest or store that is not there.
     """
     values = read_yaml(config) if config is not None else {}
     override(values, assignments)
@@ -110,17 +179,28 @@ def training_settings(
     settings = build(TrainConfig, values)
     for name in ("train_manifest", "dev_manifest"):
         require_file(getattr(settings.data, name), f"data.{name}")
+    _require_store(settings, comes=store_comes)
     return settings
 
 
-def check_sweep(path: Path) -> None:
+def check_sweep(path: Path, *, made: Path | None = None, store_comes: bool = False) -> None:
     """Refuses a sweep that could not begin.
 
+    Args:
+        path: Its YAML.
+        made: A store that the same road makes.
+        store_comes: Whether a job that this one waits for may make any store.
+
     Raises:
-        InterkdError: For wrong settings, or a manifest that is not there.
+        InterkdError: For wrong settings, or a manifest or store that is not there.
     """
     sweep = read_sweep(path)
     for run in expand(sweep):
+        store = run.config.store
+        comes = store_comes or (
+            store is not None and made is not None and store.resolve() == made.resolve()
+        )
+        _require_store(run.config, f"{run.name}: ", comes=comes)
         require_file(run.config.data.train_manifest, f"{run.name}: data.train_manifest")
         require_file(run.config.data.dev_manifest, f"{run.name}: data.dev_manifest")
     for scored in sweep.score:
@@ -140,3 +220,34 @@ def require_file(path: Path, what: str) -> None:
             got=f"no file at {path}",
             remedy="interkd prepare writes one; paths begin in the working folder",
         )
+
+
+def _require_store(settings: TrainConfig, where: str = "", *, comes: bool) -> None:
+    """Refuses a recipe with a teacher that has no cache, and one that will not be there."""
+    if not uses_teacher(settings.objective):
+        return
+    if settings.store is None:
+        raise ConfigError(
+            f"{where}recipe '{settings.objective.recipe}' learns from a teacher",
+            expected="a teacher cache (setting store, or --store)",
+            got="none",
+        )
+    if not comes and not settings.store.exists():
+        raise ConfigError(
+            f"{where}store",
+            expected="a teacher cache",
+            got=f"nothing at {settings.store}",
+            remedy="make it with cache-teacher; --after ID waits for a job that does",
+        )
+
+
+def check_teacher(spec: str) -> None:
+    """Refuses a teacher of a kind that there is not.
+
+    Raises:
+        ConfigError: Naming the nearest kind.
+    """
+    kind, _, target = spec.partition(":")
+    one_of("kind of teacher", kind, KINDS)
+    if not target:
+        raise ConfigError("teacher", expected=f"{kind}:...", got=repr(spec))

@@ -16,6 +16,7 @@ from interkd.pipeline.cluster.words import expanded
 from interkd.pipeline.config import build, in_range, one_of, read_yaml
 
 STAGES = ("cache-teacher", "index", "train-student", "score", "sweep")
+_ONE_GPU = ("index", "score")  # stages that use no second one
 GPU_FORMS = ("gres", "gpus", "gpus-per-node", "gpus-per-task")
 _TIME = re.compile(
     r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?", re.ASCII
@@ -63,7 +64,8 @@ class Resources:
         qos: Quality of service.
         constraint: Features of the nodes.
         time: Limit of one life of the job, as Slurm writes it.
-        gpus: GPUs of a job, or of each task of an array.
+        gpus: GPUs of a job, or of each task of an array; the profile's are for the stages that can
+            use several, the index and scoring take one of them at most.
         gpu_type: Their type, such as `a100`.
         cpus: Cores.
         memory: Of a node, such as `64G`.
@@ -148,6 +150,8 @@ class Profile(Resources):
             mine, common = getattr(own, entry.name), getattr(self, entry.name)
             merged[entry.name] = common if mine is None else mine
         merged["sbatch"] = (*self.sbatch, *own.sbatch)
+        if stage in _ONE_GPU and own.gpus is None and self.gpus is not None:
+            merged["gpus"] = min(1, self.gpus)
         return Resources(**merged)
 
     def _check(self, stage: str) -> None:

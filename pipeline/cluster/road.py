@@ -15,6 +15,7 @@ from interkd.pipeline.cluster.jobs import (
     array_size,
     cache_jobs,
     check_sweep,
+    check_teacher,
     job_name,
     require_file,
     score_job,
@@ -22,6 +23,7 @@ from interkd.pipeline.cluster.jobs import (
     train_job,
     training_settings,
 )
+from interkd.pipeline.cluster.profile import Profile
 from interkd.pipeline.cluster.script import Job
 from interkd.pipeline.cluster.words import all_expanded
 from interkd.pipeline.config import build, read_yaml
@@ -112,20 +114,23 @@ def read_road(path: Path) -> RoadConfig:
     return build(RoadConfig, values)
 
 
-def road_jobs(road: RoadConfig, *, most_tasks: int) -> list[Job]:
+def road_jobs(road: RoadConfig, profile: Profile) -> list[Job]:
     """Every job of the road, each after those that it waits for.
 
     Args:
         road: Settings.
-        most_tasks: Size of stage one's array, unless the road or the plan say otherwise.
+        profile: Its `tasks` are stage one's array, unless the road or the plan say otherwise; its
+            GPUs are shared out in each job.
 
     Raises:
         InterkdError: If a manifest or a setting of any stage cannot be.
     """
     cache = road.cache
-    tasks = array_size(cache.manifest, cache.part_minutes, tasks=road.tasks, most=most_tasks)
+    check_teacher(cache.teacher)
+    tasks = array_size(cache.manifest, cache.part_minutes, tasks=road.tasks, most=profile.tasks)
     names = (job_name(road.name, "cache"), job_name(road.name, "index"))
-    jobs = cache_jobs(list(_cache_words(cache)), out=cache.out, tasks=tasks, names=names)
+    words = list(_cache_words(cache))
+    jobs = cache_jobs(words, out=cache.out, tasks=tasks, names=names, profile=profile)
     for scored in road.score:
         require_file(scored.manifest, f"score.{scored.split}")
     runs: dict[Path, str] = {}
@@ -137,6 +142,7 @@ def road_jobs(road: RoadConfig, *, most_tasks: int) -> list[Job]:
                 "out": None if student.out is None else str(student.out),
                 "store": str(cache.out),
             },
+            store_comes=True,
         )
         other = runs.setdefault(settings.out.resolve(), student.name)
         if other != student.name:
@@ -166,9 +172,9 @@ def road_jobs(road: RoadConfig, *, most_tasks: int) -> list[Job]:
             score = job_name(road.name, "score", student.name)
             jobs.append(score_job(commands, name=score, after=(train,)))
     for path in road.sweeps:
-        check_sweep(path)
+        check_sweep(path, made=cache.out)
         name = job_name(road.name, "sweep", path.stem)
-        jobs.append(sweep_job([str(path)], name=name, after=(names[1],)))
+        jobs.append(sweep_job([str(path)], path, name=name, profile=profile, after=(names[1],)))
     return jobs
 
 

@@ -18,6 +18,7 @@ _AS_RANK = (
     "gpu=$SLURM_LOCALID; [[ ${CUDA_VISIBLE_DEVICES:-,} == *,* ]] || gpu=0; "
     'RANK=$SLURM_PROCID LOCAL_RANK=$gpu WORLD_SIZE=$SLURM_NTASKS exec "$@"'
 )
+_SHORT_LIFE = 60  # seconds; a run that another process holds ends its stage sooner, every time
 _PAUSES = (2, 4, 8, 16)  # seconds between tries to requeue: together well below lead_seconds
 
 
@@ -32,6 +33,8 @@ class Job:
         stop_signal: What the running command is told to stop with, without `SIG`.
         run: Folder of a training run: where one stands, the first command gets `--resume`.
         tasks: Size of the array; None for a plain job.
+        lasting: So many commands, the first ones, leave behind what they did until they are
+            stopped; the others begin anew. None: all of them.
         after: Names of the jobs that must have succeeded.
     """
 
@@ -41,6 +44,7 @@ class Job:
     stop_signal: str = "USR2"
     run: Path | None = None
     tasks: int | None = None
+    lasting: int | None = None
     after: tuple[str, ...] = ()
 
 
@@ -82,6 +86,8 @@ def render(job: Job, profile: Profile, *, folder: Path, workdir: Path, interkd: 
     for index, command in enumerate(job.commands):
         words = [shell_word(interkd) if word == INTERKD else word for word in command[:1]]
         words += [shlex.quote(word) for word in command[1:]]
+        if index and index == job.lasting:
+            lines += _heedless(job, profile)
         lines.append(f"run {_readable([*launcher, *words])}")
         if job.run is not None and index == 0:
             lines[-1] += " $resume"
@@ -159,8 +165,9 @@ def _refuse_control(name: str, value: str) -> None:
 
 def _signals(job: Job, profile: Profile) -> list[str]:
     """Traps: the shell is told by Slurm, and tells the command, once."""
-    caught = dict.fromkeys((profile.signal, job.stop_signal, "USR1", "USR2"))
-    asking = " ".join(name for name in caught if name != "TERM")
+    asked = [
+        f"trap 'signals=$((signals + 1)); stop=${{stop:-asked}}; tell' {_asking(job, profile)}"
+    ]
     return [
         "# Slurm signals this shell; the running command is told to stop, once, in its own way.",
         "stop= told= child= signals=0",
@@ -170,8 +177,26 @@ def _signals(job: Job, profile: Profile) -> list[str]:
         f'    kill -s {job.stop_signal} "$child" 2>/dev/null || true',
         "  fi",
         "}",
-        f"trap 'signals=$((signals + 1)); stop=${{stop:-asked}}; tell' {asking}",
+        *(_heedless(job, profile) if job.lasting == 0 else asked),
         "trap 'signals=$((signals + 1)); stop=cancelled; tell' TERM",
+    ]
+
+
+def _asking(job: Job, profile: Profile) -> str:
+    """The signals that ask for a stop, and do not say that the job is cancelled."""
+    caught = dict.fromkeys((profile.signal, job.stop_signal, "USR1", "USR2"))
+    return " ".join(name for name in caught if name != "TERM")
+
+
+def _heedless(job: Job, profile: Profile) -> list[str]:
+    """A trap for commands that a stop would only set back to their beginning: they go on."""
+    return [
+        "# What follows would begin anew, so a warning does not stop it: it may yet end in time.",
+        "warned() {",
+        '  echo "warned, and going on: this work keeps no progress;" \\',
+        f'    "if the job ends at its time limit, raise time (stages: {job.stage})"',
+        "}",
+        f"trap 'signals=$((signals + 1)); warned' {_asking(job, profile)}",
     ]
 
 
@@ -200,10 +225,15 @@ def _run(job: Job, profile: Profile) -> list[str]:
         "  fi",
         "  if [[ $stop == cancelled ]]; then exit 143; fi",
     ]
-    if profile.requeue:
+    if profile.requeue and job.lasting != 0:
         lines += [
             f"  if ((code == {STOPPED})) || [[ $stop == asked && $code != 0 ]]; then",
             f"    if ((${{SLURM_RESTART_COUNT:-0}} < {profile.max_requeues})); then",
+            f"      if [[ -z $stop ]] && ((SECONDS < {_SHORT_LIFE})); then",
+            '        echo "stopped with exit code $code, unasked and soon: waiting a minute"',
+            f"        sleep {_SHORT_LIFE} || true",  # else its lives are spent in minutes
+            "        if [[ $stop == cancelled ]]; then exit 143; fi",
+            "      fi",
             '      echo "stopped with exit code $code: requeued"',
             f"      for pause in {' '.join(map(str, _PAUSES))} 0; do  # a busy Slurm may refuse",
             f'        scontrol requeue "{this}" && exit 0',

@@ -250,5 +250,7 @@ def _check_partition(profile: Profile, stage: str) -> None:
             expected=f"at most {', '.join(limits[name] for name in names)}, the limit of partition "
             f"{', '.join(names)}",
             got=asked.time,
-            remedy="a job that is stopped at its limit is requeued and goes on: a short time does",
+            remedy=None
+            if stage == "score"
+            else "a job that is stopped at its limit is requeued and goes on: a short time does",
         )

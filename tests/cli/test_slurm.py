@@ -24,7 +24,7 @@ from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
 from interkd.pipeline.cluster import follow as follow_module
 from interkd.pipeline.cluster import submit as submit_module
 from interkd.pipeline.cluster.follow import Failure, follow
-from interkd.pipeline.cluster.jobs import cache_jobs, job_name
+from interkd.pipeline.cluster.jobs import cache_jobs, job_name, score_job
 from interkd.pipeline.cluster.profile import Profile, Resources, Stages, read_profile, time_seconds
 from interkd.pipeline.cluster.road import read_road
 from interkd.pipeline.cluster.script import Job, render
@@ -110,6 +110,11 @@ run() {
   if [[ $stop == cancelled ]]; then exit 143; fi
   if ((code == 3)) || [[ $stop == asked && $code != 0 ]]; then
     if ((${SLURM_RESTART_COUNT:-0} < 100)); then
+      if [[ -z $stop ]] && ((SECONDS < 60)); then
+        echo "stopped with exit code $code, unasked and soon: waiting a minute"
+        sleep 60 || true
+        if [[ $stop == cancelled ]]; then exit 143; fi
+      fi
       echo "stopped with exit code $code: requeued"
       for pause in 2 4 8 16 0; do  # a busy Slurm may refuse
         scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" && exit 0
@@ -140,6 +145,12 @@ run apptainer exec \
   --nv '/images/my image.sif' interkd cache-teacher \
   --teacher 'torchscript:my teacher.pt' \
   --out train.zarr
+# What follows would begin anew, so a warning does not stop it: it may yet end in time.
+warned() {
+  echo "warned, and going on: this work keeps no progress;" \
+    "if the job ends at its time limit, raise time (stages: index)"
+}
+trap 'signals=$((signals + 1)); warned' USR1 USR2
 run apptainer exec \
   --nv '/images/my image.sif' interkd cache verify train.zarr
 """
@@ -182,7 +193,9 @@ def run(*arguments: str) -> int:
 def test_text_of_stage_one() -> None:
     words = ["--teacher", "torchscript:my teacher.pt", "--out", "train.zarr"]
     names = ("cache-teacher-train", "index-train")
-    array, index = cache_jobs(words, out=Path("train.zarr"), tasks=4, names=names)
+    array, index = cache_jobs(
+        words, out=Path("train.zarr"), tasks=4, names=names, profile=WHOLE_PROFILE
+    )
     assert text_of(array, WHOLE_PROFILE) == ARRAY
     text = text_of(index, WHOLE_PROFILE)
     assert text.endswith(INDEX_END)
@@ -218,11 +231,71 @@ def test_text_of_training_on_several_gpus() -> None:
     pyxis = Profile(gpus=2, container=("srun", "--container-image=interkd.sqsh"))
     text = text_of(training("runs/a"), pyxis)
     assert "run srun \\\n  --container-image=interkd.sqsh \\\n  --ntasks=2" in text
-    score = Job(name="s", stage="score", commands=(("interkd", "score"),))
+    score = score_job([()], name="s")
     assert "#SBATCH --ntasks=1\n" in text_of(score, pyxis)
     by_task = replace(pyxis, gpu_form="gpus-per-task", gpu_type="a100")
     assert "#SBATCH --gpus-per-task=a100:1\n" in text_of(training("runs/a"), by_task)
+    assert "#SBATCH --gpus-per-task=a100:1\n" in text_of(score, by_task)
+    by_task = replace(by_task, stages=Stages(score=Resources(gpus=2)))
     assert "#SBATCH --gpus-per-task=a100:2\n" in text_of(score, by_task)
+
+
+def stage_one(profile: Profile, *words: str) -> tuple[str, str]:
+    names = ("cache", "index")
+    array, index = cache_jobs(words, out=Path("s.zarr"), tasks=2, names=names, profile=profile)
+    return text_of(array, profile), text_of(index, profile)
+
+
+def test_stage_one_on_several_gpus() -> None:
+    array, index = stage_one(Profile(gpus=4))
+    assert "#SBATCH --gres=gpu:4\n" in array
+    assert array.endswith("run interkd cache-teacher \\\n  --devices all \\\n  --no-wait\n")
+    assert "#SBATCH --gres=gpu:1\n" in index
+    assert "--devices" not in index
+    for words in (["--device", "cuda:1"], ["--device=cpu"], ["--cluster", "local"]):
+        assert "--devices" not in stage_one(Profile(gpus=4), *words)[0]
+    for words in (["--devices", "cuda:0,cuda:1"], ["--devices=cuda:0,cuda:1"]):
+        array, index = stage_one(Profile(gpus=4), *words, "--mass", "1")
+        assert array.count("--devices") == 1
+        assert "--devices" not in index
+        assert "--mass 1" in index
+    stages = Stages(cache_teacher=Resources(gpus=1), index=Resources(gpus=2))
+    array, index = stage_one(Profile(gpus=4, stages=stages))
+    assert "--devices" not in array
+    assert "#SBATCH --gres=gpu:2\n" in index
+    assert "--devices all" in index
+    array, index = stage_one(Profile(gpus=0))
+    assert "--gres" not in array + index
+    assert "--gres" not in stage_one(Profile(gpus=None))[1]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "student", "words", "expected"),
+    [
+        ({}, {}, [], "--devices cuda:0,cuda:1,cuda:2 \\\n  --jobs 3"),
+        ({"jobs": 6}, {}, [], "--devices cuda:0,cuda:1,cuda:2"),
+        ({}, {}, ["--jobs", "2"], "--jobs 2 \\\n  --devices cuda:0,cuda:1,cuda:2"),
+        ({}, {}, ["--devices", "cuda:0"], "--devices cuda:0"),
+        ({}, {"device": "cpu"}, [], ""),
+    ],
+)
+def test_a_sweep_on_several_gpus(
+    desk: Path,
+    tone_corpus: Any,
+    sweep: dict[str, Any],
+    student: dict[str, Any],
+    words: list[str],
+    expected: str,
+) -> None:
+    write_sweep(desk, tone_corpus, sweep, objective={"recipe": "ctc"}, **student)
+    (desk / "p.yaml").write_text("gpus: 3\n")
+    assert run("sweep", "sweep.yaml", *words, "--profile", "p.yaml") == 0
+    text = (desk / "slurm" / "sweep-sweep.sbatch").read_text()
+    assert "#SBATCH --gres=gpu:3\n" in text
+    assert text.partition("interkd sweep sweep.yaml")[2].strip(" \\\n") == expected
+    (desk / "p.yaml").write_text("gpus: 1\n")
+    assert run("sweep", "sweep.yaml", "--profile", "p.yaml") == 0
+    assert "--devices" not in (desk / "slurm" / "sweep-sweep.sbatch").read_text()
 
 
 def test_a_container_of_srun_has_the_cores_of_the_job() -> None:
@@ -356,6 +429,44 @@ def test_exit_code_3_requeues(shell: Shell) -> None:
     assert shell.requeued == "requeue 7"
 
 
+def test_a_job_that_stops_at_once_waits_before_it_is_requeued(shell: Shell) -> None:
+    """Such as a sweep whose runs another one holds: else it lives and dies every few seconds."""
+    code, output = shell.run(3)
+    assert (code, shell.lines("slept")) == (0, ["60"])
+    assert "unasked and soon: waiting a minute" in output
+    shell.tool("sleep", "kill -TERM $PPID")
+    (shell.folder / "requeued").unlink()
+    assert shell.run(3)[0] == 143
+    assert shell.requeued == ""
+
+
+@pytest.mark.parametrize("lasting", [0, 1])
+def test_work_that_would_begin_anew_is_not_stopped_by_a_warning(shell: Shell, lasting: int) -> None:
+    """Scoring, and the verification after an index."""
+    show = ("bash", "-c", "touch ready; /bin/sleep 1; exit 2")
+    commands = (("true",),) * lasting + (show, ("true",))
+    job = Job(name="a", stage="score", commands=commands, lasting=lasting)
+    code, output = shell.run_job(job, Profile(), {}, signals=[signal.SIGUSR1, signal.SIGUSR2])
+    assert code == 2
+    told = "warned, and going on: this work keeps no progress; if the job ends at its time limit, "
+    assert output == 2 * f"{told}raise time (stages: score)\n"
+    assert shell.requeued == ""
+    (shell.folder / "ready").unlink()
+    assert shell.run_job(job, Profile(), {}, signals=[signal.SIGTERM])[0] == 143
+
+
+def test_an_index_that_is_stopped_at_its_parts_goes_on(shell: Shell) -> None:
+    command = (sys.executable, "stage.py", "3")
+    job = Job(name="a", stage="index", commands=(command, ("true",)), lasting=1)
+    assert shell.run_job(job, Profile(), {}, signals=[signal.SIGUSR1])[0] == 0
+    assert shell.requeued == "requeue 7"
+
+
+def test_stages_that_keep_nothing_are_known() -> None:
+    assert "scontrol" not in text_of(score_job([()], name="s"), Profile())
+    assert "if ((code == 3))" in stage_one(Profile())[1]
+
+
 def test_a_warning_is_passed_on_once_and_requeues_one_task(shell: Shell) -> None:
     code, output = shell.run(
         3, signals=[signal.SIGUSR1, signal.SIGUSR1, signal.SIGUSR2], array=True
@@ -395,7 +506,7 @@ def test_a_requeue_that_slurm_refuses_at_first(shell: Shell) -> None:
     shell.answers("scontrol", refusal, refusal, 'echo "$*" >>requeued')
     assert shell.run(3)[0] == 0
     assert shell.requeued == "requeue 7"
-    assert shell.lines("slept") == ["2", "4"]
+    assert shell.lines("slept") == ["60", "2", "4"]
 
 
 def test_a_requeue_that_slurm_refuses_for_good(shell: Shell) -> None:
@@ -565,6 +676,14 @@ def desk(tone_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
+def write_sweep(desk: Path, corpus: Any, changes: dict[str, Any], **student: Any) -> None:
+    """Writes `sweep.yaml` over the desk's student, which departs from it in some settings."""
+    base = yaml.safe_load((desk / "student.yaml").read_text())
+    (desk / "base.yaml").write_text(yaml.safe_dump({**base, **student}))
+    sweep = {"base": "base.yaml", "out": "runs", "score": {"dev": str(corpus.dev)}, **changes}
+    (desk / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+
+
 def cache_options(corpus: Any) -> list[str]:
     return ["--teacher", "interkd:t", "--manifest", str(corpus.train), "--out", "s.zarr"]
 
@@ -582,6 +701,7 @@ def test_stages_write_their_scripts(desk: Path, tone_corpus: Any, capsys: Captur
     assert run("cache-teacher", *options, "--tasks", "9") == 0  # of one part
     assert "(1 tasks)" in capsys.readouterr().out
     words = ["--config", "student.yaml", "--set", "stop_signal=SIGUSR1", "--resume"]
+    (desk / "s.zarr").mkdir()
     assert run("train-student", *words, "--store", "s.zarr", "--folder", "jobs") == 0
     text = (desk / "jobs" / "train-student-a.sbatch").read_text()
     assert "kill -s USR1" in text
@@ -591,8 +711,7 @@ def test_stages_write_their_scripts(desk: Path, tone_corpus: Any, capsys: Captur
     words = ["--checkpoint", "runs/a", "--manifest", str(tone_corpus.dev), "--out", "scores/a b"]
     assert run("score", *words, "--name", "mine") == 0
     assert "--out 'scores/a b'" in (desk / "slurm" / "mine.sbatch").read_text()
-    sweep = {"base": "student.yaml", "out": "runs", "score": {"dev": str(tone_corpus.dev)}}
-    (desk / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    write_sweep(desk, tone_corpus, {}, store="s.zarr")
     assert run("sweep", "sweep.yaml", "--jobs", "2") == 0
     text = (desk / "slurm" / "sweep-sweep.sbatch").read_text()
     assert text.endswith("interkd sweep sweep.yaml \\\n  --jobs 2\n")
@@ -621,11 +740,50 @@ def test_mistakes_are_one_line_and_exit_code_2(
         (score, "give --checkpoint, --manifest and --out"),
         ([*score, "--manifest", "gone"], "no file at gone"),
         (["sweep", "gone.yaml"], "cannot read gone.yaml"),
+        (
+            ["cache-teacher", *options, "--teacher", "torcscript:t.pt"],
+            "unknown kind of teacher; expected interkd | python | torchaudio | torchscript, "
+            "got 'torcscript'; did you mean 'torchscript'?",
+        ),
+        (["cache-teacher", *options, "--teacher", "interkd:"], "expected interkd:..., got"),
+        (
+            ["train-student", "--config", "student.yaml"],
+            "recipe 'inter-kd' learns from a teacher; expected a teacher cache",
+        ),
+        (
+            ["train-student", "--config", "student.yaml", "--store", "gone.zarr"],
+            "store; expected a teacher cache, got nothing at gone.zarr; make it with",
+        ),
     ):
         assert run(*arguments) == 2, arguments
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+
+
+def test_a_sweep_without_the_store_that_it_needs(
+    desk: Path, tone_corpus: Any, capsys: Capture
+) -> None:
+    runs = [{"name": "ctc", "set": {"objective": {"recipe": "ctc"}}}, {"name": "kd"}]
+    write_sweep(desk, tone_corpus, {"runs": runs})
+    (desk / "road.yaml").write_text(yaml.safe_dump(road(tone_corpus, sweeps=["sweep.yaml"])))
+    for arguments in (["sweep", "sweep.yaml"], ["pipeline", "road.yaml"]):
+        assert run(*arguments) == 2
+        assert "kd: recipe 'inter-kd' learns from a teacher; expected" in capsys.readouterr().err
+    write_sweep(desk, tone_corpus, {"runs": runs}, store="other.zarr")
+    for arguments in (["sweep", "sweep.yaml"], ["pipeline", "road.yaml"]):
+        assert run(*arguments) == 2
+        assert "kd: store; expected a teacher cache, got nothing at" in capsys.readouterr().err
+    assert not (desk / "slurm").exists()
+
+
+def test_a_store_that_an_earlier_job_makes(desk: Path, tone_corpus: Any) -> None:
+    write_sweep(desk, tone_corpus, {}, store="s.zarr")
+    (desk / "road.yaml").write_text(yaml.safe_dump(road(tone_corpus, sweeps=["sweep.yaml"])))
+    assert run("pipeline", "road.yaml") == 0
+    assert run("sweep", "sweep.yaml", "--after", "7") == 0
+    words = ["train-student", "--config", "student.yaml", "--store", "s.zarr"]
+    assert run(*words, "--after", "7") == 0
 
 
 def road(corpus: Any, **changes: Any) -> dict[str, Any]:
@@ -679,9 +837,16 @@ def test_the_whole_road(desk: Path, tone_corpus: Any, capsys: Capture) -> None:
         ({"studens": []}, "unknown setting 'studens'; did you mean 'students'?"),
         ({"name": "a b"}, "expected letters, digits"),
         ({"cache": None}, "missing setting 'cache'"),
-        ({"cache": {"teacher": "t", "manifest": "gone", "out": "s"}}, "cannot read the manifest"),
+        (
+            {"cache": {"teacher": "interkd:t", "manifest": "gone", "out": "s"}},
+            "cannot read the manifest",
+        ),
         ({"cache": {"teacher": "t", "wait": False}}, "unknown setting 'cache.wait'"),
         ({"cache": {"teacher": "t", "mas": 1}}, "did you mean 'mass'?"),
+        (
+            {"cache": {"teacher": "torcscript:nope.pt", "manifest": "m", "out": "s"}},
+            "did you mean 'torchscript'?",
+        ),
         ({"tasks": 0}, "tasks; expected at least 1"),
         ({"score": ["dev"]}, "expected split: manifest"),
         ({"score": {"dev": "gone"}}, "score.dev; expected a manifest, got no file at gone"),
@@ -954,8 +1119,12 @@ def test_a_limit_that_sbatch_options_may_change_is_left_to_slurm(queue: Shell, o
     queue.tool("sinfo", "echo 'debug* 10:00'")
     queue.tool("sbatch", "echo 5")
     job = submitted(queue.folder).written
-    with pytest.raises(ConfigError, match="at most 10:00"):
+    with pytest.raises(ConfigError, match="at most 10:00") as caught:
         submit([job], Profile(time="01:00:00"))
+    assert "a short time does" not in str(caught.value)  # scoring would begin anew
+    sweep = replace(job, job=replace(job.job, stage="sweep"))
+    with pytest.raises(ConfigError, match="a short time does"):
+        submit([sweep], Profile(time="01:00:00"))
     assert len(submit([job], Profile(time="01:00:00", sbatch=(option,)))) == 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from interkd.pipeline.cache.verify import verify
 from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
@@ -19,6 +20,15 @@ Capture = pytest.CaptureFixture[str]
 
 def slurm(*words: str) -> None:
     subprocess.run(words, check=True, capture_output=True)
+
+
+def write_sweep(desk: Any, **changes: Any) -> None:
+    """Writes `sweep.yaml`: two runs that share a node, of which one has no teacher."""
+    desk.write_student("base", **changes)
+    runs = [{"name": "kd"}, {"name": "ctc", "set": {"objective": {"recipe": "ctc"}}}]
+    score = {"dev": str(desk.corpus.dev)}
+    sweep = {"base": "base.yaml", "out": "sweep", "score": score, "jobs": 2, "runs": runs}
+    (desk.folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
 
 
 @pytest.fixture
@@ -190,3 +200,62 @@ def test_what_slurm_would_refuse_or_never_start(desk: Any, capsys: Capture) -> N
         assert message in capsys.readouterr().err
     queue = subprocess.run(["squeue", "-h"], check=True, capture_output=True, text=True).stdout
     assert queue == ""
+
+
+def test_a_whole_road(desk: Any, calm: Path, capsys: Capture) -> None:
+    """To its end by `--wait`, with a sweep; the same road again finds everything done."""
+    student = desk.write_student("student", epochs=1)
+    write_sweep(desk, epochs=1, store="store.zarr")
+    road = f"""
+name: whole
+cache: {{teacher: "python:loudness:make", manifest: {desk.corpus.train}, out: store.zarr,
+  device: cpu, part_minutes: 0.03}}
+tasks: 2
+students: [{{name: a, config: {student}, out: runs/a}}]
+score: {{dev: {desk.corpus.dev}}}
+sweeps: [sweep.yaml]
+"""
+    (desk.folder / "road.yaml").write_text(road)
+    follow = ["slurm", "pipeline", "road.yaml", "--wait", "--poll", "0.5"]
+    assert desk.interkd(*follow) == 0, (capsys.readouterr(), desk.log("*"))
+    assert desk.contents(desk.folder / "store.zarr") == desk.contents(calm)
+    assert (desk.folder / "scores" / "a" / "dev" / "report.html").is_file()
+    results = [desk.folder / "sweep" / "results" / f"{name}.json" for name in ("kd", "ctc")]
+    assert all(result.is_file() for result in results)
+    assert "requeued" not in desk.log("*")
+    written = [result.stat().st_mtime_ns for result in results]
+    assert desk.interkd(*follow) == 0, (capsys.readouterr(), desk.log("*"))
+    assert [result.stat().st_mtime_ns for result in results] == written
+
+
+def test_a_sweep_that_is_warned_goes_on(desk: Any, calm: Path, capsys: Capture) -> None:
+    write_sweep(desk, epochs=6, store=str(calm))  # neither is done before the other has begun
+    (job,) = desk.submit("sweep", "sweep.yaml", capsys=capsys)
+    runs = [desk.folder / "sweep" / name for name in ("kd", "ctc")]
+    for run in runs:
+        desk.wait_until((run / "checkpoints" / "epoch-0001").exists)
+    slurm("scancel", "--signal=USR1", "--batch", job)
+    desk.wait_until(lambda: "stopped with exit code 3: requeued" in desk.log("sweep"))
+    assert all(f"{run.name}: stopped" in desk.log("sweep") for run in runs)
+    desk.expect("COMPLETED", job)
+    assert desk.state(job).restarts == 1
+    assert desk.log("sweep").count("started on cpu") == 4
+    for run in runs:
+        assert "epoch-0006" in (run / "last.json").read_text()
+
+
+def test_a_warned_scoring_job_goes_on(desk: Any, capsys: Capture) -> None:
+    """It is not requeued, since it would begin anew in each life."""
+    waits = desk.folder / "interkd-waits"
+    waits.write_text("#!/bin/bash\ntouch scoring; while [[ -e gate ]]; do sleep 0.1; done\n")
+    waits.chmod(0o755)
+    profile = desk.profile(interkd=str(waits))
+    (desk.folder / "gate").touch()
+    score = ["score", "--checkpoint", "a", "--manifest", str(desk.corpus.dev), "--out", "b"]
+    (job,) = desk.submit(*score, "--profile", profile, capsys=capsys)
+    desk.wait_until((desk.folder / "scoring").exists)
+    slurm("scancel", "--signal=USR1", "--batch", job)
+    desk.wait_until(lambda: "raise time (stages: score)" in desk.log("score"))
+    (desk.folder / "gate").unlink()
+    desk.expect("COMPLETED", job)
+    assert desk.state(job).restarts == 0

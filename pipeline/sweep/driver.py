@@ -22,7 +22,7 @@ from interkd.pipeline.locks import hold
 from interkd.pipeline.logs import last_line
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.sweep.config import SweepConfig
-from interkd.pipeline.sweep.results import finished_result
+from interkd.pipeline.sweep.results import finished_result, require_teachers_files
 from interkd.pipeline.sweep.runs import Run, expand, select
 from interkd.pipeline.sweep.states import FAILED
 from interkd.pipeline.sweep.worker import (
@@ -111,6 +111,7 @@ def run_sweep(
             are not there, and results that are damaged or of other settings.
     """
     chosen = select(expand(sweep), only)
+    require_teachers_files(sweep)  # the report at the end wants them
     score = {scored.split: scored.manifest for scored in sweep.score}
     manifests = {split: read_manifest(path).digest for split, path in score.items()}
     driver = _Driver(

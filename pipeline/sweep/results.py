@@ -172,19 +172,30 @@ def teacher_scores(sweep: SweepConfig) -> dict[str, SplitScore]:
         ConfigError: If there is no such file, or it is damaged or lacks an utterance.
         CorpusError: If a manifest or transcripts cannot be read.
     """
+    require_teachers_files(sweep)
     manifests = {scored.split: scored.manifest for scored in sweep.score}
     return {
         theirs.split: _teacher_score(theirs, manifests[theirs.split]) for theirs in sweep.teacher
     }
 
 
+def require_teachers_files(sweep: SweepConfig) -> None:
+    """Refuses a sweep that names files of the teacher's scores which are not there.
+
+    Raises:
+        ConfigError: Naming the first.
+    """
+    for theirs in sweep.teacher:
+        if not theirs.path.exists():
+            raise ConfigError(
+                f"teacher.{theirs.split}: there is no {theirs.path}",
+                remedy="give the folder of 'interkd score' or the trn of 'interkd cache decode "
+                "--out'",
+            )
+
+
 def _teacher_score(theirs: TeacherScore, manifest_path: Path) -> SplitScore:
     path = theirs.path
-    if not path.exists():
-        raise ConfigError(
-            f"teacher.{theirs.split}: there is no {path}",
-            remedy="give the folder of 'interkd score' or the trn of 'interkd cache decode --out'",
-        )
     if path.is_dir() or path.suffix == ".json":
         report = read_report(path)
         return split_score(report.results, report.manifest)

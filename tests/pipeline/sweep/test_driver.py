@@ -273,6 +273,8 @@ def test_mistakes_show_before_anything_starts(
     distilled["store"] = "nope.zarr"
     with pytest.raises(ConfigError, match=r"'kd-seed1' needs nope.zarr"):
         run_sweep(read_sweep(write_sweep(runs=[{"name": "kd", "set": distilled}], baselines=[])))
+    with pytest.raises(ConfigError, match=r"teacher.test: there is no .*nope.trn"):
+        run_sweep(read_sweep(write_sweep(teacher={"test": "nope.trn"})))
     with pytest.raises(ConfigError, match="jobs; expected at least 1"):
         run_sweep(sweep, jobs=0)
     with pytest.raises(ConfigError, match="no run fits 'x'"):

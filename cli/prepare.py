@@ -62,6 +62,9 @@ _SHOWN = 10
     help="Change the transcripts' letters.",
 )
 @click.option(
+    "--untranscribed", is_flag=True, help="Keep rows without text, for recipes that need none."
+)
+@click.option(
     "--skip-bad", is_flag=True, help=f"Leave bad rows out and list them in {REJECTED_FILE}."
 )
 @cluster_options
@@ -75,6 +78,7 @@ def prepare_command(
     frame_shift_ms: float,
     speeds: str,
     case: str,
+    untranscribed: bool,
     skip_bad: bool,
     cluster: str,
     workers: int,
@@ -102,6 +106,7 @@ def prepare_command(
         frame_shift_ms=frame_shift_ms,
         speeds=_numbers(speeds),
         case=case,
+        untranscribed=untranscribed,
         skip_bad=skip_bad,
         cluster=cluster_settings(cluster, workers, profile),
     )

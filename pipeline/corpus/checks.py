@@ -24,6 +24,7 @@ def check_audio(
     sample_rate: int,
     speeds: Sequence[float],
     case: str,
+    untranscribed: bool,
     tolerance_seconds: float,
     tolerance_ratio: float,
 ) -> tuple[Utterance, ...] | BadRow:
@@ -34,6 +35,7 @@ def check_audio(
         sample_rate: Rate of the manifest, in Hz.
         speeds: Speeds at which the manifest is to have the row.
         case: A key of `CASES`, what becomes of the transcript's letters.
+        untranscribed: Whether the transcript may be empty.
         tolerance_seconds: Difference from the claimed duration that passes ...
         tolerance_ratio: ... or this share of it, whichever is more.
 
@@ -45,7 +47,7 @@ def check_audio(
         CorpusError: For a speed that does not go with the file's rate (`at_speed`).
     """
     text = " ".join(CASES[case](row.text).split())
-    if not text:
+    if not text and not untranscribed:
         return _bad(row, "empty text", "the transcript is empty")
     tolerance = max(tolerance_seconds, tolerance_ratio * row.duration_seconds)
     try:

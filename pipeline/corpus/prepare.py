@@ -52,6 +52,7 @@ class PrepareConfig:
         sample_rate: Rate at which models hear the corpus, in Hz.
         frame_shift_ms: The student's frame shift, for the check that CTC can align.
         speeds: Speeds at which the manifest has each utterance; 1 need not be among them.
+        untranscribed: Keep rows without a transcript, for recipes that need none.
         case: `none`, `upper` or `lower`: what becomes of the transcripts' letters.
         skip_bad: Whether bad rows are left out; otherwise any of them fails the whole.
         cluster: Where rows are decoded and checked.
@@ -67,6 +68,7 @@ class PrepareConfig:
     sample_rate: int = 16000
     frame_shift_ms: float = 20.0
     speeds: tuple[float, ...] = (1.0,)
+    untranscribed: bool = False
     case: str = "none"
     skip_bad: bool = False
     cluster: ClusterSettings = IN_PROCESS
@@ -150,7 +152,7 @@ def prepare(config: PrepareConfig, *, reporter: Reporter | None = None) -> Prepa
 
 def _prepare(config: PrepareConfig, reporter: Reporter) -> PrepareSummary:
     tokenizer = None if config.tokens is None else Tokenizer.load(config.tokens)
-    rows, bad = read_sources(config.sources)
+    rows, bad = read_sources(config.sources, untranscribed=config.untranscribed)
     refuse_taken_ids(rows, config.speeds)
     total = len(rows) + len(bad)
     checked = _check_rows(rows, config, reporter)
@@ -213,6 +215,7 @@ def _check_rows(
         sample_rate=config.sample_rate,
         speeds=in_order(config.speeds),
         case=config.case,
+        untranscribed=config.untranscribed,
         tolerance_seconds=config.tolerance_seconds,
         tolerance_ratio=config.tolerance_ratio,
     )

@@ -63,8 +63,14 @@ class BadRow:
     reason: str
 
 
-def read_sources(path: Path) -> tuple[list[SourceRow], list[BadRow]]:
+def read_sources(
+    path: Path, *, untranscribed: bool = False
+) -> tuple[list[SourceRow], list[BadRow]]:
     """Reads a corpus manifest; its form is told from the first row.
+
+    Args:
+        path: JSON lines.
+        untranscribed: Whether rows may have no text.
 
     Returns:
         The rows in order, and those that are not JSON, lack a field or repeat an id.
@@ -83,6 +89,8 @@ def read_sources(path: Path) -> tuple[list[SourceRow], list[BadRow]]:
         utt_id = None
         try:
             values = _parse_json(line)
+            if untranscribed:
+                values["text"] = values.get("text") or ""
             parse = parse or (_from_cut if _is_cut(values) else _from_nemo)
             row = parse(values, path.parent, where)
             utt_id = row.utt_id

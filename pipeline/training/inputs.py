@@ -13,7 +13,7 @@ from interkd.pipeline.corpus.manifest import Manifest, Utterance, read_manifest
 from interkd.pipeline.corpus.tokens import Tokenizer
 from interkd.pipeline.frames import FrameFormula
 from interkd.pipeline.training.config import TrainConfig
-from interkd.pipeline.training.recipes import uses_teacher
+from interkd.pipeline.training.recipes import uses_teacher, uses_transcripts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,8 @@ def read_corpus(config: TrainConfig) -> Corpus:
 
     Raises:
         CorpusError: If one of them cannot be read.
-        ConfigError: If a manifest has another sample rate than the student.
+        ConfigError: If a manifest has another sample rate than the student, or utterances without
+            a transcript where one is needed.
     """
     data, rate = config.data, config.student.features.sample_rate
     manifests = [read_manifest(path) for path in (data.train_manifest, data.dev_manifest)]
@@ -41,8 +42,21 @@ def read_corpus(config: TrainConfig) -> Corpus:
                 expected=f"{rate} (student.features.sample_rate)",
                 got=manifest.sample_rate,
             )
+    train, dev = manifests
+    needs = [(dev, "the error rate on dev")]
+    if uses_transcripts(config.objective):
+        needs.append((train, f"recipe '{config.objective.recipe}'"))
+    for manifest, what in needs:
+        silent = [utterance for utterance in manifest.utterances if not utterance.text]
+        if silent:
+            raise ConfigError(
+                f"{what} needs transcripts; {manifest.path}",
+                expected="text in every row",
+                got=f"{len(silent):,} without, such as '{silent[0].utt_id}'",
+                remedy="recipe kd-only trains without them" if manifest is train else None,
+            )
     tokenizer = Tokenizer.load(data.tokenizer or data.train_manifest.parent)
-    return Corpus(train=manifests[0], dev=manifests[1], tokenizer=tokenizer)
+    return Corpus(train=train, dev=dev, tokenizer=tokenizer)
 
 
 def parts_as_groups(store: TeacherStore | None, utterances: Sequence[Utterance]) -> dict[str, Any]:

@@ -213,6 +213,13 @@ def uses_intermediate_heads(config: ObjectiveConfig) -> bool:
     return inter.ctc > 0 or inter.distill > 0
 
 
+def uses_transcripts(config: ObjectiveConfig) -> bool:
+    """Whether the objective learns from the transcripts, or aligns the teacher to them."""
+    weights = head_weights(config, 1)
+    aligns = (config.divergence or RECIPES[config.recipe].divergence) == "mass3-ntdk"
+    return any(w.ctc > 0 or (w.distill > 0 and aligns) for w in weights)
+
+
 def uses_teacher(config: ObjectiveConfig) -> bool:
     """Whether the objective reads a teacher cache."""
     return any(weights.distill > 0 for weights in head_weights(config, 1))

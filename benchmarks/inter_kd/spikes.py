@@ -18,7 +18,7 @@ from interkd.pipeline.files import write_json
 from interkd.pipeline.scoring.spikes import measure_spike_offsets, to_json
 from interkd.pipeline.students.checkpoint import load_student
 from interkd.pipeline.sweep.config import read_sweep
-from interkd.pipeline.sweep.results import SPIKES_FILE, read_spikes
+from interkd.pipeline.sweep.report_inputs import SPIKES_FILE, read_spikes
 from interkd.pipeline.sweep.runs import expand
 
 

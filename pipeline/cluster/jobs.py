@@ -16,7 +16,7 @@ from interkd.pipeline.sweep.config import read_sweep
 from interkd.pipeline.sweep.runs import expand
 from interkd.pipeline.teachers.load import KINDS
 from interkd.pipeline.training.config import TrainConfig
-from interkd.pipeline.training.recipes import uses_teacher
+from interkd.pipeline.training.inputs import require_store
 
 _UNUSABLE = re.compile(r"[^A-Za-z0-9._+-]+")
 
@@ -179,7 +179,7 @@ def training_settings(
     settings = build(TrainConfig, values)
     for name in ("train_manifest", "dev_manifest"):
         require_file(getattr(settings.data, name), f"data.{name}")
-    _require_store(settings, comes=store_comes)
+    require_store(settings, comes=store_comes)
     return settings
 
 
@@ -200,7 +200,7 @@ def check_sweep(path: Path, *, made: Path | None = None, store_comes: bool = Fal
         comes = store_comes or (
             store is not None and made is not None and store.resolve() == made.resolve()
         )
-        _require_store(run.config, f"{run.name}: ", comes=comes)
+        require_store(run.config, f"{run.name}: ", comes=comes)
         require_file(run.config.data.train_manifest, f"{run.name}: data.train_manifest")
         require_file(run.config.data.dev_manifest, f"{run.name}: data.dev_manifest")
     for scored in sweep.score:
@@ -219,25 +219,6 @@ def require_file(path: Path, what: str) -> None:
             expected="a manifest",
             got=f"no file at {path}",
             remedy="interkd prepare writes one; paths begin in the working folder",
-        )
-
-
-def _require_store(settings: TrainConfig, where: str = "", *, comes: bool) -> None:
-    """Refuses a recipe with a teacher that has no cache, and one that will not be there."""
-    if not uses_teacher(settings.objective):
-        return
-    if settings.store is None:
-        raise ConfigError(
-            f"{where}recipe '{settings.objective.recipe}' learns from a teacher",
-            expected="a teacher cache (setting store, or --store)",
-            got="none",
-        )
-    if not comes and not settings.store.exists():
-        raise ConfigError(
-            f"{where}store",
-            expected="a teacher cache",
-            got=f"nothing at {settings.store}",
-            remedy="make it with cache-teacher; --after ID waits for a job that does",
         )
 
 

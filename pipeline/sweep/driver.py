@@ -22,7 +22,8 @@ from interkd.pipeline.locks import hold
 from interkd.pipeline.logs import last_line
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.sweep.config import SweepConfig
-from interkd.pipeline.sweep.results import finished_result, require_teachers_files
+from interkd.pipeline.sweep.report_inputs import require_teachers_files
+from interkd.pipeline.sweep.results import finished_result
 from interkd.pipeline.sweep.runs import Run, expand, select
 from interkd.pipeline.sweep.states import FAILED
 from interkd.pipeline.sweep.worker import (
@@ -32,7 +33,7 @@ from interkd.pipeline.sweep.worker import (
     Job,
     write_job,
 )
-from interkd.pipeline.training.recipes import uses_teacher
+from interkd.pipeline.training.inputs import require_store
 
 _POLL = 0.2  # seconds
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -138,19 +139,11 @@ def run_sweep(
 
 def _require_inputs(run: Run) -> None:
     """Refuses a run that would fail as soon as it has started."""
-    config = run.config
-    inputs = [config.data.train_manifest, config.data.dev_manifest]
-    if uses_teacher(config.objective):
-        if config.store is None:
-            raise ConfigError(
-                f"run '{run.name}': recipe '{config.objective.recipe}' learns from a teacher",
-                expected="a setting 'store'",
-                got="none",
-            )
-        inputs.append(config.store)
-    for path in inputs:
-        if not Path(path).exists():
-            raise ConfigError(f"run '{run.name}' needs {path}", got="nothing there")
+    where = f"run '{run.name}': "
+    require_store(run.config, where)
+    for path in (run.config.data.train_manifest, run.config.data.dev_manifest):
+        if not path.exists():
+            raise ConfigError(f"{where}manifest", expected="a file", got=f"nothing at {path}")
 
 
 class _Driver:

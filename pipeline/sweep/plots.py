@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from interkd.pipeline.sweep.report import SweepReport
+    from interkd.pipeline.sweep.rows import SweepReport
 
 _COLOURS = (
     "#3b6ea5",

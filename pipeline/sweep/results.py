@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from interkd.kernels.errors import ConfigError
-from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.files import write_text
-from interkd.pipeline.scoring.error_rates import ErrorCounts, count_errors_each
-from interkd.pipeline.scoring.report import HeadResults, read_report
-from interkd.pipeline.scoring.trn import read_trn
-from interkd.pipeline.sweep.config import SweepConfig, TeacherScore
+from interkd.pipeline.scoring.error_rates import ErrorCounts
+from interkd.pipeline.scoring.report import HeadResults
 from interkd.pipeline.sweep.runs import (
     Run,
     completed,
@@ -26,8 +23,6 @@ from interkd.pipeline.sweep.runs import (
 )
 
 RESULT_FORMAT = 1
-SPIKES_FILE = "spikes.json"
-Spikes = Mapping[str, Mapping[str, Any]]  # of each head what `scoring.spikes.to_json` says
 _LINE = 100  # what is no longer stands on one line, as lists of numbers always do
 
 
@@ -125,100 +120,29 @@ def split_score(results: HeadResults, manifest: str) -> SplitScore:
     """The counts of a scored manifest of that digest."""
     return SplitScore(
         manifest=manifest,
-        utterances=_digest(utterance.utt_id for utterance in results.utterances),
+        utterances=ids_digest(utterance.utt_id for utterance in results.utterances),
         heads=tuple(
             HeadScore(
                 name=head.name,
                 weight_count=head.weight_count,
-                words=_counts(head.words),
-                characters=_counts(head.characters),
+                words=unit_counts(head.words),
+                characters=unit_counts(head.characters),
             )
             for head in results.heads
         ),
     )
 
 
-def _digest(utt_ids: Iterable[str]) -> str:
+def ids_digest(utt_ids: Iterable[str]) -> str:
+    """SHA-256 of utterance ids in their order, hexadecimal."""
     state = hashlib.sha256()
     for utt_id in utt_ids:
         state.update(json.dumps(utt_id).encode())
     return state.hexdigest()
 
 
-def read_spikes(sweep: SweepConfig) -> dict[str, Spikes]:
-    """What `benchmarks/inter_kd/spikes.py` found, by run; empty where it has not been run.
-
-    Raises:
-        ConfigError: If the file is damaged.
-    """
-    path = sweep.results_folder / SPIKES_FILE
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            run: {head: dict(row) for head, row in heads.items()} for run, heads in found.items()
-        }
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{path} is damaged", got=repr(error), remedy="remove it and measure again"
-        ) from error
-
-
-def teacher_scores(sweep: SweepConfig) -> dict[str, SplitScore]:
-    """What the teacher made of each split that the sweep names a file for.
-
-    Raises:
-        ConfigError: If there is no such file, or it is damaged or lacks an utterance.
-        CorpusError: If a manifest or transcripts cannot be read.
-    """
-    require_teachers_files(sweep)
-    manifests = {scored.split: scored.manifest for scored in sweep.score}
-    return {
-        theirs.split: _teacher_score(theirs, manifests[theirs.split]) for theirs in sweep.teacher
-    }
-
-
-def require_teachers_files(sweep: SweepConfig) -> None:
-    """Refuses a sweep that names files of the teacher's scores which are not there.
-
-    Raises:
-        ConfigError: Naming the first.
-    """
-    for theirs in sweep.teacher:
-        if not theirs.path.exists():
-            raise ConfigError(
-                f"teacher.{theirs.split}: there is no {theirs.path}",
-                remedy="give the folder of 'interkd score' or the trn of 'interkd cache decode "
-                "--out'",
-            )
-
-
-def _teacher_score(theirs: TeacherScore, manifest_path: Path) -> SplitScore:
-    path = theirs.path
-    if path.is_dir() or path.suffix == ".json":
-        report = read_report(path)
-        return split_score(report.results, report.manifest)
-    texts, manifest = read_trn(path), read_manifest(manifest_path)
-    utt_ids = [utterance.utt_id for utterance in manifest.utterances]
-    missing = [utt_id for utt_id in utt_ids if utt_id not in texts]
-    if missing:
-        raise ConfigError(
-            f"teacher.{theirs.split}: {path} lacks utterances of {manifest_path}",
-            got=f"{len(missing)}, such as {missing[0]!r}",
-        )
-    references = [utterance.text for utterance in manifest.utterances]
-    hypotheses = [texts[utt_id] for utt_id in utt_ids]
-    head = HeadScore(
-        name="final",
-        weight_count=0,  # transcripts don't say
-        words=_counts(count_errors_each(references, hypotheses)),
-        characters=_counts(count_errors_each(references, hypotheses, unit="character")),
-    )
-    return SplitScore(manifest=manifest.digest, utterances=_digest(utt_ids), heads=(head,))
-
-
-def _counts(counts: Sequence[ErrorCounts]) -> UnitCounts:
+def unit_counts(counts: Sequence[ErrorCounts]) -> UnitCounts:
+    """Of the counts of each utterance."""
     return UnitCounts(
         errors=tuple(count.errors for count in counts),
         lengths=tuple(count.reference_length for count in counts),

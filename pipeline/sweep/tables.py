@@ -13,7 +13,7 @@ from interkd.pipeline.files import write_json, write_text
 from interkd.pipeline.scoring.report import format_weights
 from interkd.pipeline.sweep.intervals import Estimate
 from interkd.pipeline.sweep.plots import plot_depth, plot_wer
-from interkd.pipeline.sweep.report import (
+from interkd.pipeline.sweep.rows import (
     REPORT_FORMAT,
     GroupRow,
     SweepReport,

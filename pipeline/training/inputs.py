@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from interkd.kernels.errors import ConfigError
@@ -73,6 +74,35 @@ def parts_as_groups(store: TeacherStore | None, utterances: Sequence[Utterance])
     }
 
 
+def require_store(config: TrainConfig, where: str = "", *, comes: bool = False) -> Path | None:
+    """The teacher cache of a run, which is there or will be; None for recipes without a teacher.
+
+    Args:
+        config: Settings of a run.
+        where: Which run, before what is said.
+        comes: Whether somebody may yet make the cache.
+
+    Raises:
+        ConfigError: Saying which.
+    """
+    if not uses_teacher(config.objective):
+        return None
+    if config.store is None:
+        raise ConfigError(
+            f"{where}recipe '{config.objective.recipe}' learns from a teacher",
+            expected="a teacher cache (setting store, or --store)",
+            got="none",
+        )
+    if not comes and not config.store.exists():
+        raise ConfigError(
+            f"{where}store",
+            expected="a teacher cache",
+            got=f"nothing at {config.store}",
+            remedy="make it with cache-teacher; a Slurm job of --after ID waits for it",
+        )
+    return config.store
+
+
 def open_store(
     config: TrainConfig, tokenizer: Tokenizer, formula: FrameFormula
 ) -> TeacherStore | None:
@@ -84,14 +114,10 @@ def open_store(
             the whole store fits in memory.
         FingerprintError: If it has other tokens, another sample rate or frame shift.
     """
-    if not uses_teacher(config.objective):
+    path = require_store(config, comes=True)  # opening says more of one that is not there
+    if path is None:
         return None
-    if config.store is None:
-        raise ConfigError(
-            f"recipe '{config.objective.recipe}' learns from a teacher",
-            expected="a teacher cache (--store)",
-        )
-    store = TeacherStore.open(config.store, memory_gb=config.data.store_memory_gb)
+    store = TeacherStore.open(path, memory_gb=config.data.store_memory_gb)
     require_student_fits(
         store.fingerprint,
         tokens=tokenizer.tokens,

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import time
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
-from types import FrameType
-from typing import Any
 
 import torch
 
@@ -42,6 +38,7 @@ from interkd.pipeline.training.run_settings import (
 )
 from interkd.pipeline.training.step import TrainingStep
 from interkd.pipeline.training.step_plan import plan_steps, with_batches_a_step
+from interkd.pipeline.training.stop import StopRequest
 
 LOG_EVERY = 20
 
@@ -170,7 +167,7 @@ class Trainer:
             ranks=self.ranks,
             reporter=self.reporter,
         )
-        self.stop_asked = False
+        self.stop = StopRequest(config.stop_signal)
         self.stopped = False
 
     def _warn_of_impossible(self) -> None:
@@ -224,12 +221,8 @@ class Trainer:
     def run(self) -> TrainResult:
         """Trains to the end, the time limit or a stop signal."""
         self.reporter.message(f"objective: {self.objective}")
-        previous = self._catch_stop_signals()
-        try:
+        with self.stop.caught():
             finished = self._run_epochs()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
         return TrainResult(
             run=self.config.out,
             finished=finished,
@@ -238,25 +231,6 @@ class Trainer:
             best_wer=self.position.best_wer,
             weights=sum(weight.numel() for weight in self.model.parameters()),
         )
-
-    def _catch_stop_signals(self) -> dict[int, Any]:
-        """Has the run stop at its next step, with a checkpoint; a second ctrl-C ends it at once."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            if number == signal.SIGINT:
-                if self.stop_asked:
-                    raise KeyboardInterrupt
-                # Not by the reporter, which the signal may have interrupted.
-                os.write(2, b"\nfinishing a step and a checkpoint; ctrl-C again ends it at once\n")
-            self.stop_asked = True
-
-        try:
-            return {
-                number: signal.signal(number, ask)
-                for number in (getattr(signal, self.config.stop_signal), signal.SIGINT)
-            }
-        except ValueError:  # not the main thread: nobody can signal this run
-            return {}
 
     def _run_epochs(self) -> bool:
         config, position = self.config, self.position
@@ -312,7 +286,7 @@ class Trainer:
             self.reporter.advance(1, self._flush_log() if position.step % LOG_EVERY == 0 else "")
             # What clocks and signals say must hold for all processes at the same step.
             stop, due, position.seconds = self.ranks.largest(
-                self.stop_asked, self.milestones.checkpoint_due, position.seconds
+                self.stop.asked, self.milestones.checkpoint_due, position.seconds
             )
             if stop or due:
                 self._flush_log()

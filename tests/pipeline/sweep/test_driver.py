@@ -246,10 +246,12 @@ def test_devices_are_given_in_turn(
     stand_in("exec sleep 0.5")
     monkeypatch.setattr(driver, "resolve_device", lambda name: name)
     sweep = read_sweep(write_sweep())
-    for jobs in (4, None):  # a device has a run, if nothing is said
-        run_sweep(sweep, jobs=jobs, devices=["cuda:0", "cuda:1"])
-        devices = [read_job(run.job).run.config.device for run in expand(sweep)]
-        assert sorted(devices) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+    run_sweep(sweep, jobs=4, devices=["cuda:0", "cuda:1"])
+    devices = [read_job(run.job).run.config.device for run in expand(sweep)]
+    assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    run_sweep(sweep, devices=["cuda:0", "cuda:1", "cuda:2", "cuda:3"])  # a run each
+    devices = [read_job(run.job).run.config.device for run in expand(sweep)]
+    assert devices == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
 
 
 def test_mistakes_show_before_anything_starts(
@@ -265,13 +267,15 @@ def test_mistakes_show_before_anything_starts(
         run_sweep(changed)
     run.result.unlink()
     moved = [{"name": "moved", "set": {"data.dev_manifest": "absent"}}]
-    with pytest.raises(ConfigError, match="'moved-seed1' needs absent; got nothing there"):
+    with pytest.raises(ConfigError, match=r"'moved-seed1': manifest; .* got nothing at absent"):
         run_sweep(read_sweep(write_sweep(runs=moved, baselines=[])))
     distilled = {"objective.recipe": "inter-kd"}
     with pytest.raises(ConfigError, match=r"'kd-seed1': recipe 'inter-kd' learns from a teacher"):
         run_sweep(read_sweep(write_sweep(runs=[{"name": "kd", "set": distilled}], baselines=[])))
     distilled["store"] = "nope.zarr"
-    with pytest.raises(ConfigError, match=r"'kd-seed1' needs nope.zarr"):
+    with pytest.raises(
+        ConfigError, match=r"'kd-seed1': store; .* got nothing at nope.zarr; make it"
+    ):
         run_sweep(read_sweep(write_sweep(runs=[{"name": "kd", "set": distilled}], baselines=[])))
     with pytest.raises(ConfigError, match=r"teacher.test: there is no .*nope.trn"):
         run_sweep(read_sweep(write_sweep(teacher={"test": "nope.trn"})))

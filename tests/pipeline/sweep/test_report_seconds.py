@@ -11,8 +11,9 @@ import pytest
 
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.sweep.config import SweepConfig, read_sweep
-from interkd.pipeline.sweep.report import Validated, report_sweep
+from interkd.pipeline.sweep.report import report_sweep
 from interkd.pipeline.sweep.results import RunResult
+from interkd.pipeline.sweep.rows import Validated
 from interkd.pipeline.sweep.runs import expand
 from interkd.pipeline.sweep.tables import as_markdown, table_of_budgets, table_of_groups
 

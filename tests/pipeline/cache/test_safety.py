@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -345,31 +347,28 @@ def test_a_limit_on_file_sizes(job: Job, tmp_path: Path) -> None:
     job.assert_finished(store)
 
 
-NOBODY = 65534
+NOBODY = 65534 if os.geteuid() == 0 else 0
+"""A user whom permissions bind, for a process of root; 0, this user, for any other."""
 
 
 @pytest.fixture
-def as_nobody(tmp_path: Path) -> Iterator[int]:
-    """A user whom permissions bind, for a process of root; 0, this user, for any other."""
-    if os.geteuid() != 0:
-        yield 0
-        return
-    opened = []
-    for folder in [tmp_path, *tmp_path.parents][:-2]:
-        if not folder.stat().st_mode & 0o005:
-            opened.append((folder, folder.stat().st_mode))
-            folder.chmod(0o755)
-    yield NOBODY
-    for folder, mode in opened:
-        folder.chmod(mode & 0o777)
+def public() -> Iterator[Path]:
+    """A folder that NOBODY may reach, as pytest's own are not; nobody else's tests use it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
 
 
-def test_a_folder_that_may_not_be_written(job: Job, tmp_path: Path, as_nobody: int) -> None:
-    store = tmp_path / "store"
+def test_a_folder_that_may_not_be_written(
+    maker: StoreMaker, elsewhere: Elsewhere, public: Path
+) -> None:
+    job = Job(public, maker, elsewhere)
+    store = public / "store"
     StoreWriter.open(store, job.fingerprint, job.plan)
     before = (store / "zarr.json").read_bytes()
     store.chmod(0o555)
-    said = job.run(store, uid=as_nobody)
+    said = job.run(store, uid=NOBODY)
     assert said.startswith(f"StoreError: cannot write the teacher cache {store}; ")
     assert "check the folder's permissions" in said
     store.chmod(0o755)
@@ -378,22 +377,28 @@ def test_a_folder_that_may_not_be_written(job: Job, tmp_path: Path, as_nobody: i
     job.assert_finished(store)
 
 
-def test_a_store_that_may_not_be_made(job: Job, tmp_path: Path, as_nobody: int) -> None:
-    closed = tmp_path / "closed"
+def test_a_store_that_may_not_be_made(
+    maker: StoreMaker, elsewhere: Elsewhere, public: Path
+) -> None:
+    job = Job(public, maker, elsewhere)
+    closed = public / "closed"
     closed.mkdir(mode=0o555)
-    said = job.run(closed / "store", uid=as_nobody)
+    said = job.run(closed / "store", uid=NOBODY)
     assert said.startswith(f"StoreError: cannot write the teacher cache {closed / 'store'}; ")
     assert list(closed.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["part-00000.zip", "index.zip", "zarr.json", ".", ".."])
-def test_what_may_not_be_read(store: Path, name: str, as_nobody: int, elsewhere: Elsewhere) -> None:
+def test_what_may_not_be_read(store: Path, name: str, public: Path, elsewhere: Elsewhere) -> None:
     """Nothing is damaged, so nothing is to be deleted or made again."""
+    folder = public / "parent"
+    folder.mkdir()
+    store = shutil.copytree(store, folder / store.name)
     closed = (store / name).resolve()
     mode = closed.stat().st_mode & 0o777
     closed.chmod(0)
     try:
-        said, verified = elsewhere.read_within_limits(store, uid=as_nobody)
+        said, verified = elsewhere.read_within_limits(store, uid=NOBODY)
     finally:
         closed.chmod(mode)
     for text in (said, verified):

@@ -181,6 +181,8 @@ class StoreWriter:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Checks every part, writes the index, then the summary: now the store can be read.
 
+        What writers killed meanwhile left under temporary names goes.
+
         Args:
             summary: What stage one measured, JSON values; `interkd cache info` shows it.
 
@@ -211,6 +213,7 @@ class StoreWriter:
             write_index(self.path, self.metadata, self.plan, parts)
             self.metadata = replace(self.metadata, summary=dict(summary))
             write_metadata(self.path, self.metadata, replace=True)
+            remove_leftovers(self.path)
 
     def _check_planned(self, index: int, utterances: Sequence[EncodedUtterance]) -> None:
         if not 0 <= index < len(self.plan.parts):

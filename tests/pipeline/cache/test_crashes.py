@@ -84,6 +84,19 @@ def test_leftovers_of_the_dead_are_removed(
     assert left == {mine, living, elsewhere, "zarr.json"}
 
 
+def test_leftovers_of_writers_that_die_meanwhile_are_removed(
+    tmp_path: Path, fingerprint: Fingerprint, utterances: list[EncodedUtterance], plan: PartPlan
+) -> None:
+    opened = StoreWriter.open(tmp_path / "store", fingerprint, plan)
+    for index, positions in enumerate(plan.parts):
+        opened.write_part(index, [utterances[i] for i in positions])
+    mine = temporary_path(opened.path / "part-00000.zip")
+    dead = mine.name.replace(f".{os.getpid()}.", f".{dead_process()}.")
+    mine.with_name(dead).write_bytes(b"half a part")
+    opened.finish({})
+    assert [p.name for p in opened.path.iterdir() if p.name.startswith(".")] == []
+
+
 CHILD = """
 import pickle, sys
 from interkd.pipeline.cache.writer import StoreWriter

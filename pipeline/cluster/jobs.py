@@ -14,7 +14,7 @@ from interkd.pipeline.config import build, one_of, override, read_yaml
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.sweep.config import read_sweep
 from interkd.pipeline.sweep.runs import expand
-from interkd.pipeline.teachers.load import KINDS
+from interkd.pipeline.teachers.load import IN_FILES, KINDS
 from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.inputs import require_store
 
@@ -223,12 +223,19 @@ def require_file(path: Path, what: str) -> None:
 
 
 def check_teacher(spec: str) -> None:
-    """Refuses a teacher of a kind that there is not.
+    """Refuses a teacher of a kind that there is not, or whose file is not there.
 
     Raises:
-        ConfigError: Naming the nearest kind.
+        ConfigError: Naming the nearest kind, or the path.
     """
     kind, _, target = spec.partition(":")
     one_of("kind of teacher", kind, KINDS)
     if not target:
         raise ConfigError("teacher", expected=f"{kind}:...", got=repr(spec))
+    if kind in IN_FILES and not Path(target).exists():
+        raise ConfigError(
+            f"teacher {spec}",
+            expected=IN_FILES[kind],
+            got=f"nothing at {target}",
+            remedy="paths begin in the working folder",
+        )

@@ -15,6 +15,7 @@ from interkd.pipeline.teachers.torchaudio_bundle import TorchaudioTeacher
 from interkd.pipeline.teachers.torchscript import TorchScriptTeacher
 
 KINDS = ("interkd", "torchscript", "torchaudio", "python")
+IN_FILES = {"interkd": "a checkpoint", "torchscript": "a TorchScript file"}
 
 
 def load_teacher(

@@ -667,12 +667,14 @@ def test_profiles_that_cannot_be(text: str, message: str, tmp_path: Path, capsys
 
 @pytest.fixture
 def desk(tone_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a student's settings, no profile and no Slurm."""
+    """A working folder with a student's settings and two teachers, no profile and no Slurm."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
     data = {"train_manifest": str(tone_corpus.train), "dev_manifest": str(tone_corpus.dev)}
     (tmp_path / "student.yaml").write_text(yaml.safe_dump({"data": data, "out": "runs/a"}))
+    for teacher in ("t", "my teacher"):
+        (tmp_path / teacher).mkdir()
     return tmp_path
 
 
@@ -746,6 +748,10 @@ def test_mistakes_are_one_line_and_exit_code_2(
             "got 'torcscript'; did you mean 'torchscript'?",
         ),
         (["cache-teacher", *options, "--teacher", "interkd:"], "expected interkd:..., got"),
+        (
+            ["cache-teacher", *options, "--teacher", "torchscript:gone.pt"],
+            "teacher torchscript:gone.pt; expected a TorchScript file, got nothing at gone.pt; ",
+        ),
         (
             ["train-student", "--config", "student.yaml"],
             "recipe 'inter-kd' learns from a teacher; expected a teacher cache",

@@ -169,9 +169,10 @@ def test_a_failed_stage_is_named_and_what_waits_for_it_is_called_off(
     desk: Any, capsys: Capture
 ) -> None:
     student = desk.write_student("student", epochs=1)
+    (desk.folder / "empty").mkdir()
     road = f"""
 name: broken
-cache: {{teacher: "interkd:absent", manifest: {desk.corpus.train}, out: store.zarr, device: cpu}}
+cache: {{teacher: "interkd:empty", manifest: {desk.corpus.train}, out: store.zarr, device: cpu}}
 students: [{{name: a, config: {student}}}]
 score: {{dev: {desk.corpus.dev}}}
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from interkd.kernels.errors import ConfigError, InterkdError
+from interkd.kernels.errors import ConfigError, InterkdError, TokenError
 from interkd.pipeline.cache.fingerprint import PRECISIONS, Fingerprint, check_same
 from interkd.pipeline.cache.format import METADATA_FILE
 from interkd.pipeline.cache.inspect import info
@@ -151,7 +151,7 @@ def cache_teacher(
             remedy="prepare the corpus with --sample-rate",
         )
     tokens = config.manifest.parent / TOKENS_FILE
-    if tokens.exists() and Tokenizer.load(tokens.parent).tokens != teacher.info.tokens:
+    if tokens.exists() and _tokens_in(tokens.parent) != teacher.info.tokens:
         reporter.message(
             f"warning: the teacher's tokens are not those of {tokens}: students trained from this "
             "store need the teacher's, in its order"
@@ -168,6 +168,13 @@ def cache_teacher(
         raise
     finally:
         reporter.end()
+
+
+def _tokens_in(folder: Path) -> tuple[str, ...]:
+    try:
+        return Tokenizer.load(folder).tokens
+    except TokenError:  # another tool's file: stage one has no need of it
+        return ()
 
 
 def load_runner(config: CacheTeacherConfig, device: torch.device) -> PartRunner:

@@ -103,6 +103,11 @@ class CheckpointFolder:
         except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path} is damaged", got=error) from error
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no checkpoint stands there."""
+        return not any(_CHECKPOINT.fullmatch(path.name) for path in self.root.glob("*"))
+
     def prune(self, keep: set[str]) -> None:
         """Removes the run's checkpoints that are not named, and this machine's dead leftovers."""
         for folder in self.root.iterdir():

@@ -46,7 +46,8 @@ def read_corpus(config: TrainConfig) -> Corpus:
     train, dev = manifests
     needs = [(dev, "the error rate on dev")]
     if uses_transcripts(config.objective):
-        needs.append((train, f"recipe '{config.objective.recipe}'"))
+        counted = ", normalised by tokens," if config.objective.normalisation == "token" else ""
+        needs.append((train, f"recipe '{config.objective.recipe}'{counted}"))
     for manifest, what in needs:
         silent = [utterance for utterance in manifest.utterances if not utterance.text]
         if silent:
@@ -54,7 +55,9 @@ def read_corpus(config: TrainConfig) -> Corpus:
                 f"{what} needs transcripts; {manifest.path}",
                 expected="text in every row",
                 got=f"{len(silent):,} without, such as '{silent[0].utt_id}'",
-                remedy="recipe kd-only trains without them" if manifest is train else None,
+                remedy="recipe kd-only, normalised by utterances or frames, trains without them"
+                if manifest is train
+                else None,
             )
     tokenizer = Tokenizer.load(data.tokenizer or data.train_manifest.parent)
     return Corpus(train=train, dev=dev, tokenizer=tokenizer)

@@ -86,6 +86,8 @@ class Milestones:
         if self.ranks.is_first:
             self._save(name, {})
             self.keeper.keep_as_last(name, self.position)
+        # The others must not leave before it stands: torchrun ends all when one has ended.
+        self.ranks.wait()
         self.saved_at = time.monotonic()
 
     def average(self) -> None:

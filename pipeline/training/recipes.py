@@ -214,8 +214,10 @@ def uses_intermediate_heads(config: ObjectiveConfig) -> bool:
 
 
 def uses_transcripts(config: ObjectiveConfig) -> bool:
-    """Whether the objective learns from the transcripts, or aligns the teacher to them."""
+    """Whether the objective learns from the transcripts, aligns the teacher to them, or counts."""
     weights = head_weights(config, 1)
+    if config.normalisation == "token":
+        return True
     aligns = (config.divergence or RECIPES[config.recipe].divergence) == "mass3-ntdk"
     return any(w.ctc > 0 or (w.distill > 0 and aligns) for w in weights)
 

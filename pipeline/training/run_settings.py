@@ -22,7 +22,9 @@ LOCK_FILE = ".lock"
 OWN_NAMES = ("checkpoints", "tensorboard", LOG_FILE, "best.json", "last.json")
 # What changes where or how fast a run goes, but not what comes out.
 _WITHOUT_EFFECT = re.compile(
-    r"out|device|checkpoint_minutes|stop_signal|data\.(.*threads.*|.*memory.*|prefetch.*)"
+    r"out|device|checkpoint_minutes|stop_signal"
+    # The memory for the store decides from how many of its parts batches are drawn.
+    r"|data\.(.*threads.*|audio_memory_gb|device_memory_gb|prefetch.*)"
 )
 
 
@@ -39,11 +41,25 @@ def run_settings(
 
 
 def begin_run(run: Path, settings: dict[str, Any]) -> None:
-    """Makes a new run's folder and writes its settings.
+    """Writes a new run's settings into its folder.
 
     Raises:
         CheckpointError: If a run, or anything else, stands there already.
         ConfigError: If the folder cannot be written.
+    """
+    require_free(run)
+    try:
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        write_text(run / SETTINGS_FILE, text)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {run}", got=error.strerror) from error
+
+
+def require_free(run: Path) -> None:
+    """Refuses a folder for a new run.
+
+    Raises:
+        CheckpointError: If a run, or anything else, stands there already.
     """
     foreign = [name for name in OWN_NAMES if (run / name).exists()]
     if foreign and not (run / SETTINGS_FILE).exists():
@@ -56,12 +72,6 @@ def begin_run(run: Path, settings: dict[str, Any]) -> None:
             f"{run} holds a run already",
             remedy="--resume goes on with it; another --out starts anew",
         )
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        write_text(run / SETTINGS_FILE, text)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {run}", got=error.strerror) from error
 
 
 def withdraw_run(run: Path) -> None:

@@ -18,7 +18,7 @@ class StopRequest:
 
     def __init__(self, stop_signal: str) -> None:
         self.asked = False
-        self._numbers = (getattr(signal, stop_signal), signal.SIGINT)
+        self._numbers = {getattr(signal, stop_signal), signal.SIGINT}
 
     @contextmanager
     def caught(self) -> Iterator[None]:
@@ -33,7 +33,8 @@ class StopRequest:
             yield
         finally:
             for number, handler in former.items():
-                signal.signal(number, handler)
+                if handler is not None:  # one that Python did not set, and cannot
+                    signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

@@ -13,6 +13,7 @@ import torch
 from interkd.kernels.errors import CheckpointError, ConfigError
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import BatchSampler, digest_of
+from interkd.pipeline.files import made_folder
 from interkd.pipeline.locks import hold
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.students.model import Student
@@ -32,6 +33,7 @@ from interkd.pipeline.training.resident_audio import ResidentAudio
 from interkd.pipeline.training.run_settings import (
     LOCK_FILE,
     begin_run,
+    require_free,
     require_same_run,
     run_settings,
     withdraw_run,
@@ -66,7 +68,7 @@ def train(
         result = trainer.run()
     except Exception:
         trainer.close()
-        if trainer.ranks.is_first and not resume and not trainer.keeper.folder.pointed("last"):
+        if trainer.ranks.is_first and trainer.is_new and trainer.keeper.folder.is_empty:
             withdraw_run(config.out)
         raise  # without goodbye to other processes: they may wait for this one, and end with it
     finally:
@@ -147,8 +149,10 @@ class Trainer:
             epochs_to_average=config.average_epochs,
         )
         self.position = Position()
-        self._held = ExitStack()
-        self._open_run(resume)
+        self.is_new = True
+        with ExitStack() as held:  # let go if what follows fails
+            self._open_run(resume, held)
+            self._held = held.pop_all()
         self.log = RunLog(
             config.out if self.ranks.is_first else None,
             self.model.head_names,
@@ -188,8 +192,8 @@ class Trainer:
             return None
         return ResidentAudio(utterances, self.device, threads=data.decode_threads)
 
-    def _open_run(self, resume: bool) -> None:
-        """A new run's folder, or the state of the one that is resumed."""
+    def _open_run(self, resume: bool, held: ExitStack) -> None:
+        """A new run's folder, or the state of the one that is resumed; holds it."""
         settings = run_settings(
             self.config,
             corpus=[self.corpus.train.digest, self.corpus.dev.digest],
@@ -198,24 +202,27 @@ class Trainer:
         )
         if not resume:
             if self.ranks.is_first:
-                begin_run(self.config.out, settings)
-                self._hold()
+                require_free(self.config.out)
+                with made_folder(self.config.out):
+                    self._hold(held)
+                    begin_run(self.config.out, settings)
             self.ranks.wait()
             return
         require_same_run(self.config.out, settings)
         if self.ranks.is_first:
-            self._hold()
+            self._hold(held)
         position = self.keeper.restore()
         if position is not None:  # else killed before the first checkpoint: start again
-            self.position = position
+            self.position, self.is_new = position, False
 
-    def _hold(self) -> None:
+    def _hold(self, held: ExitStack) -> None:
         """Keeps other processes off this run.
 
         Raises:
             CheckpointError: If one trains it already.
         """
-        if not self._held.enter_context(hold(self.config.out / LOCK_FILE)):
+        lock = hold(self.config.out / LOCK_FILE, message=self.reporter.message)
+        if not held.enter_context(lock):
             raise CheckpointError(f"another process trains {self.config.out}")
 
     def run(self) -> TrainResult:

@@ -38,16 +38,21 @@ def settings(corpus: Any, out: Path, **changes: Any) -> TrainConfig:
     return replace(config, **changes)
 
 
+INTERKD = ("-m", "interkd")
+
+
 class Together:
     """Processes of one run, each a rank."""
 
-    def __init__(self, config: TrainConfig, count: int, *extra: str) -> None:
+    def __init__(
+        self, config: TrainConfig, count: int, *extra: str, program: tuple[str, ...] = INTERKD
+    ) -> None:
         file = config.out.parent / f"{config.out.name}.yaml"
         file.write_text(yaml.safe_dump(as_plain(config)))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "interkd", "train-teacher", "--config", str(file), *extra]
+        command = [sys.executable, *program, "train-teacher", "--config", str(file), *extra]
         self.outputs = [config.out.parent / f"{config.out.name}-{r}.txt" for r in range(count)]
         self.processes = []
         for rank, output in enumerate(self.outputs):
@@ -140,6 +145,34 @@ def test_one_stop_signal_stops_all_and_one_process_goes_on(
     assert log.exists()
     train(config, resume=True)  # alone, with both batches of each step
     assert_same_run(config.out, alone)
+
+
+SLOWLY = """
+import time
+from interkd.cli.main import main
+from interkd.pipeline.training.checkpoint import CheckpointFolder
+publish = CheckpointFolder.publish
+def slowly(*arguments):
+    time.sleep(2)
+    publish(*arguments)
+CheckpointFolder.publish = slowly
+main()
+"""
+
+
+def test_no_process_leaves_before_the_checkpoint_stands(tone_corpus: Any, tmp_path: Path) -> None:
+    """torchrun ends the others, the one that writes it too, when one has ended."""
+    config = settings(tone_corpus, tmp_path / "run", epochs=1000, dev_every=1000)
+    together = Together(config, 2, program=("-c", SLOWLY))
+    log = config.out / "log.jsonl"
+    deadline = time.monotonic() + 90
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        assert all(process.poll() is None for process in together.processes), together.text()
+        time.sleep(0.01)
+    together.processes[1].send_signal(signal.SIGUSR2)
+    assert together.processes[1].wait(60) == 3
+    assert (config.out / "last.json").exists()
+    assert together.wait() == [3, 3]
 
 
 def test_another_number_of_processes_is_refused_or_works(tone_corpus: Any, tmp_path: Path) -> None:

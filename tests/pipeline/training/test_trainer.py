@@ -277,6 +277,48 @@ def test_ctrl_c_writes_a_checkpoint_and_a_run_has_one_process(
     assert f"stopped by a signal at step {step}" in said
 
 
+def test_a_failed_resume_does_not_keep_others_off(tone_corpus: Any, tmp_path: Path) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", epochs=1)
+    train(config)
+    pointer = config.out / "last.json"
+    whole = pointer.read_text()
+    pointer.write_text("{")
+    with pytest.raises(CheckpointError, match=r"last\.json is damaged") as held:
+        train(replace(config, epochs=1), resume=True)
+    pointer.write_text(whole)
+    assert train(config, resume=True).finished
+    assert held.value.__traceback__ is not None  # as an interactive session keeps it
+
+
+def test_a_run_resumed_before_its_first_checkpoint_is_withdrawn_too(
+    tone_corpus: Any, tmp_path: Path
+) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", epochs=1)
+    optimiser = replace(config.optimiser, learning_rate=1e18, warmup_steps=0)
+    diverging = replace(config, optimiser=optimiser, epochs=40)
+    Trainer(diverging, resume=False, reporter=Reporter()).close()
+    with pytest.raises(ConfigError, match="the loss is"):
+        train(diverging, resume=True)
+    assert [path.name for path in config.out.iterdir()] == ["failed.jsonl"]
+    assert train(config).finished
+
+
+def test_checkpoints_whose_pointer_is_gone_are_not_withdrawn(
+    tone_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(tone_corpus, tmp_path / "run", epochs=1)
+    train(config)
+    (config.out / "last.json").unlink()
+
+    def fail(*_: object) -> None:
+        raise ConfigError("no luck")
+
+    monkeypatch.setattr(Trainer, "_train_epoch", fail)
+    with pytest.raises(ConfigError, match="no luck"):
+        train(config, resume=True)
+    assert (config.out / "checkpoints" / "epoch-0001").exists()
+
+
 def test_utterances_that_ctc_cannot_align_are_counted(
     tone_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,9 @@ def test_from_audio_alone_to_a_student(tone_corpus: Any, tmp_path: Path) -> None
     train(alone)
     assert losses(alone.out) == losses(heard.out)  # whatever was said
 
+    by_tokens = ObjectiveConfig(recipe="kd-only", normalisation="token")
+    with pytest.raises(ConfigError, match=r"'kd-only', normalised by tokens, needs.*utterances or"):
+        train(replace(alone, objective=by_tokens, out=tmp_path / "refused"))
     for recipe in ("ctc", "inter-kd", "guided", "mass3-ntdk"):
         with pytest.raises(ConfigError, match=f"recipe '{recipe}' needs transcripts.*36 without"):
             train(

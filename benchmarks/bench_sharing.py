@@ -16,8 +16,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 from bench_training import as_graph, make_step
@@ -51,39 +51,40 @@ def steps_a_second(replays: list[Callable[[], None]], seconds: float) -> float:
     return steps / (time.perf_counter() - start)
 
 
-def work(index: int, options: argparse.Namespace, barrier: Any, rates: Any) -> None:
-    """One process of `processes` or `mps`: takes part in the rounds that are large enough."""
-    try:
-        replay = prepare(options)
-        for count in options.counts:
-            barrier.wait()
-            if index < count:
-                rates.put(steps_a_second([replay], options.measure_seconds))
-            barrier.wait()
-    except BaseException:
-        barrier.abort()  # nobody waits for this one
-        raise
+def work(options: argparse.Namespace, parent: Connection) -> None:
+    """One process of `processes` or `mps`: measures whenever it is told to, until told not to."""
+    replay = prepare(options)
+    parent.send("ready")
+    while parent.recv():
+        parent.send(steps_a_second([replay], options.measure_seconds))
 
 
 def measure_processes(options: argparse.Namespace) -> dict[int, float]:
     """Steps a second of all processes together, by their number."""
     context = multiprocessing.get_context("spawn")
-    most = max(options.counts)
-    barrier, rates = context.Barrier(most + 1), context.SimpleQueue()
-    workers = [
-        context.Process(target=work, args=(index, options, barrier, rates), daemon=True)
-        for index in range(most)
-    ]
-    for worker in workers:
-        worker.start()
-    result = {}
-    for count in options.counts:
-        barrier.wait()
-        result[count] = sum(rates.get() for _ in range(count))
-        barrier.wait()
-    for worker in workers:
-        worker.join()
-    return result
+    workers, lines = [], []
+    try:
+        for _ in range(max(options.counts)):
+            mine, theirs = context.Pipe()
+            worker = context.Process(target=work, args=(options, theirs), daemon=True)
+            worker.start()
+            theirs.close()  # so that its end is heard of
+            workers.append(worker)
+            lines.append(mine)
+        for line in lines:
+            line.recv()
+        result = {}
+        for count in options.counts:
+            for line in lines[:count]:
+                line.send(True)
+            result[count] = sum(line.recv() for line in lines[:count])
+        return result
+    except EOFError:
+        raise SystemExit("a student's process has ended; its error is above") from None
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
 
 
 def measure_streams(options: argparse.Namespace) -> dict[int, float]:

@@ -32,6 +32,7 @@ from interkd.pipeline.cluster.profile import Profile, read_profile
 from interkd.pipeline.cluster.road import read_road, road_jobs
 from interkd.pipeline.cluster.script import Job
 from interkd.pipeline.cluster.submit import Written, submit, write_scripts
+from interkd.pipeline.sweep.config import read_sweep
 
 DEFAULT_FOLDER = Path("slurm")
 _PASSES_ON = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
@@ -117,7 +118,7 @@ def slurm_cache_teacher(
     """An array of `interkd cache-teacher`, and a job that writes the index and verifies."""
     common, profile = _begin(options)
     asked = _parse(cache_teacher_command, arguments)
-    check_teacher(asked["teacher"])
+    check_teacher(asked["teacher"], comes=bool(after))
     size = array_size(asked["manifest"], asked["part_minutes"], tasks=tasks, most=profile.tasks)
     base = [name] if name else [asked["out"].name]
     names = (job_name("cache-teacher", *base), job_name("index", *base))
@@ -169,7 +170,10 @@ def slurm_sweep(
     common, profile = _begin(options)
     asked = _parse(sweep_command, arguments)
     config = asked["config"]
-    check_sweep(config, store_comes=bool(after))
+    if asked["only_list"] or asked["only_report"]:
+        read_sweep(config)
+    else:
+        check_sweep(config, only=asked["only"], store_comes=bool(after))
     title = job_name(name or job_name("sweep", config.stem))
     _end(common, profile, [sweep_job(arguments, config, name=title, profile=profile)], after)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from interkd.cli.reporter import TerminalReporter
+from interkd.kernels.errors import InterkdError
 from interkd.pipeline.sweep.config import SweepConfig, read_sweep
 from interkd.pipeline.sweep.driver import SweepOutcome, run_sweep
 from interkd.pipeline.sweep.report import report_sweep
@@ -64,10 +65,15 @@ def sweep_command(
         minutes=minutes,
         reporter=TerminalReporter(),
     )
-    if outcome.done:
-        _report(sweep)
+    code = outcome.exit_code
+    try:
+        if outcome.done:
+            _report(sweep)
+    except InterkdError as error:  # which must not hide what became of the runs
+        click.echo(f"no report: {error}", err=True)
+        code = code or 2
     _print_outcome(outcome)
-    sys.exit(outcome.exit_code)
+    sys.exit(code)
 
 
 def _print_states(sweep: SweepConfig) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+LOOKS = 20  # tries that outlast others' looks: each holds the lock for an instant
 _PAUSE = 0.1  # seconds
 
 

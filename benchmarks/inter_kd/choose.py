@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interkd.pipeline.sweep.config import read_sweep
-from interkd.pipeline.sweep.results import read_result
+from interkd.pipeline.sweep.results import finished_result
 from interkd.pipeline.sweep.runs import expand
 
 RECIPES = ("ctc", "inter-ctc", "skd", "inter-kd", "inter-kd-kl")
@@ -42,15 +42,18 @@ class Try:
 def read_tries(path: Path) -> list[tuple[str, Try]]:
     """The finished runs of a sweep, each with its recipe."""
     sweep = read_sweep(path)
+    if sweep.grid:
+        raise SystemExit(f"{path}: a tuning is a list of runs, not a grid")
     entries = {entry.name: entry for entry in sweep.runs}
     tries = []
     for run in expand(sweep):
-        if not run.result.exists():
+        result = finished_result(run, {"dev": None})
+        if result is None:
             raise SystemExit(f"{path}: no result of {run.name} yet")
         assigned = dict(text.split("=", 1) for text in entries[run.entry].set)
         recipe = assigned.pop("objective.recipe")
         settings = {key: value for key, value in assigned.items() if not key.startswith("data.")}
-        wer = read_result(run.result).scores["dev"].heads[-1].words.rate
+        wer = result.scores["dev"].heads[-1].words.rate
         tries.append((recipe, Try(run.name, settings, wer)))
     return tries
 

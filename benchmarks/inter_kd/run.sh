@@ -20,3 +20,4 @@ for split in train train-speeds dev test; do
 done
 interkd sweep "$sweep" "$@"
 python3 benchmarks/inter_kd/spikes.py "$sweep" "$out/test/manifest.jsonl" "$out/test.teacher.zarr"
+interkd sweep "$sweep" --report  # with the spikes

@@ -13,7 +13,8 @@ from interkd.pipeline.cluster.script import INTERKD, Job
 from interkd.pipeline.config import build, one_of, override, read_yaml
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.sweep.config import read_sweep
-from interkd.pipeline.sweep.runs import expand
+from interkd.pipeline.sweep.report_inputs import require_teachers_files
+from interkd.pipeline.sweep.runs import expand, select
 from interkd.pipeline.teachers.load import IN_FILES, KINDS
 from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.inputs import require_store
@@ -64,6 +65,7 @@ def cache_jobs(
     making = (*command, *words, *_cache_devices(words, profile, "cache-teacher"), "--no-wait")
     array = Job(name=names[0], stage="cache-teacher", commands=(making,), tasks=tasks)
     words = _without(words, "--devices")  # the array's: here there may be fewer
+    words = _without(words, "--device", of="cuda:")
     looking = (*command, *words, *_cache_devices(words, profile, "index"))
     verify = (INTERKD, "cache", "verify", str(out))
     index = Job(
@@ -85,13 +87,19 @@ def _given(words: Sequence[str], *options: str) -> bool:
     return any(word.partition("=")[0] in options for word in words)
 
 
-def _without(words: Sequence[str], option: str) -> list[str]:
-    """The words but an option and its value."""
-    return [
-        word
-        for before, word in zip(("", *words), words, strict=False)
-        if word.partition("=")[0] != option and before != option
-    ]
+def _without(words: Sequence[str], option: str, *, of: str = "") -> list[str]:
+    """The words but an option and its value, where that begins so."""
+    kept, left = [], list(words)
+    while left:
+        word = left.pop(0)
+        name, is_joined, value = word.partition("=")
+        if name == option and left and not is_joined:
+            if not left[0].startswith(of):
+                kept += [word, left[0]]
+            left.pop(0)
+        elif name != option or not value.startswith(of):
+            kept.append(word)
+    return kept
 
 
 def train_job(
@@ -183,19 +191,31 @@ def training_settings(
     return settings
 
 
-def check_sweep(path: Path, *, made: Path | None = None, store_comes: bool = False) -> None:
+def check_sweep(
+    path: Path,
+    *,
+    only: Sequence[str] = (),
+    made: Path | None = None,
+    store_comes: bool = False,
+) -> None:
     """Refuses a sweep that could not begin.
 
     Args:
         path: Its YAML.
+        only: Patterns of run names; all runs without one.
         made: A store that the same road makes.
-        store_comes: Whether a job that this one waits for may make any store.
+        store_comes: Whether a job that this one waits for may make any store, and the teacher's
+            scores.
 
     Raises:
-        InterkdError: For wrong settings, or a manifest or store that is not there.
+        InterkdError: For wrong settings, or a file or store that is not there.
     """
     sweep = read_sweep(path)
-    for run in expand(sweep):
+    if not store_comes:
+        require_teachers_files(sweep)
+    for run in select(expand(sweep), only):
+        if run.result.exists():
+            continue
         store = run.config.store
         comes = store_comes or (
             store is not None and made is not None and store.resolve() == made.resolve()
@@ -222,8 +242,12 @@ def require_file(path: Path, what: str) -> None:
         )
 
 
-def check_teacher(spec: str) -> None:
+def check_teacher(spec: str, *, comes: bool = False) -> None:
     """Refuses a teacher of a kind that there is not, or whose file is not there.
+
+    Args:
+        spec: As `cache-teacher` has it.
+        comes: Whether a job that this one waits for may make it.
 
     Raises:
         ConfigError: Naming the nearest kind, or the path.
@@ -232,7 +256,7 @@ def check_teacher(spec: str) -> None:
     one_of("kind of teacher", kind, KINDS)
     if not target:
         raise ConfigError("teacher", expected=f"{kind}:...", got=repr(spec))
-    if kind in IN_FILES and not Path(target).exists():
+    if kind in IN_FILES and not comes and not Path(target).exists():
         raise ConfigError(
             f"teacher {spec}",
             expected=IN_FILES[kind],

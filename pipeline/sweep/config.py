@@ -15,7 +15,7 @@ from interkd.pipeline.config import build, in_range, nearest, one_of, read_yaml
 from interkd.pipeline.training.recipes import RECIPES
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_RESERVED = ("results", "table", "spikes")  # the results' folder and files in it
+_RESERVED = ("results", "table", "spikes", "teacher")  # the results' folder and files in it
 
 
 @dataclass(frozen=True, kw_only=True)

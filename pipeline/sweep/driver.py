@@ -18,11 +18,15 @@ from typing import BinaryIO
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.devices import resolve_device
-from interkd.pipeline.locks import hold
+from interkd.pipeline.locks import LOOKS, hold
 from interkd.pipeline.logs import last_line
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.sweep.config import SweepConfig
-from interkd.pipeline.sweep.report_inputs import require_teachers_files
+from interkd.pipeline.sweep.report_inputs import (
+    keep_teacher_scores,
+    ms_a_step,
+    teacher_scores,
+)
 from interkd.pipeline.sweep.results import finished_result
 from interkd.pipeline.sweep.runs import Run, expand, select
 from interkd.pipeline.sweep.states import FAILED
@@ -112,7 +116,9 @@ def run_sweep(
             are not there, and results that are damaged or of other settings.
     """
     chosen = select(expand(sweep), only)
-    require_teachers_files(sweep)  # the report at the end wants them
+    teacher = teacher_scores(sweep)  # the report at the end wants them
+    for run in chosen:
+        ms_a_step(sweep, run)
     score = {scored.split: scored.manifest for scored in sweep.score}
     manifests = {split: read_manifest(path).digest for split, path in score.items()}
     driver = _Driver(
@@ -124,6 +130,7 @@ def run_sweep(
         reporter=reporter or Reporter(),
     )
     _make_folders(sweep.out, sweep.results_folder)
+    keep_teacher_scores(sweep, teacher)
     todo = []
     for run in chosen:
         if finished_result(run, manifests) is None:
@@ -216,7 +223,7 @@ class _Driver:
             child.process.send_signal(number)
 
     def _start(self, run: Run) -> None:
-        with hold(run.lock) as free:
+        with hold(run.lock, tries=LOOKS) as free:
             if not free:
                 self.reporter.message(f"{run.name}: another process has it")
                 self.outcome.elsewhere.append(run)

@@ -11,7 +11,12 @@ from interkd.kernels.errors import ConfigError, CorpusError
 from interkd.pipeline.scoring.error_rates import Unit
 from interkd.pipeline.sweep.config import SweepConfig
 from interkd.pipeline.sweep.intervals import Estimate, Rates, rates_of_heads
-from interkd.pipeline.sweep.report_inputs import Spikes, read_spikes, teacher_scores
+from interkd.pipeline.sweep.report_inputs import (
+    Spikes,
+    ms_a_step,
+    read_spikes,
+    teacher_scores,
+)
 from interkd.pipeline.sweep.results import (
     HeadScore,
     RunResult,
@@ -62,7 +67,8 @@ def report_sweep(sweep: SweepConfig, *, samples: int = SAMPLES) -> SweepReport:
     for run in runs:
         if run.name in results:
             groups.setdefault(run.group, []).append(run)
-    _check_same_set(results, main)
+    for split in splits:
+        _check_same_set(results, split)
     systems = {
         group: [results[run.name].scores[main] for run in members]
         for group, members in groups.items()
@@ -76,7 +82,7 @@ def report_sweep(sweep: SweepConfig, *, samples: int = SAMPLES) -> SweepReport:
     words = _resampled(systems, "word", samples=samples)
     characters = _resampled(systems, "character", samples=samples)
     courses = {
-        group: [_course(results[run.name], _ms_a_step(sweep, run)) for run in members]
+        group: [_course(results[run.name], ms_a_step(sweep, run)) for run in members]
         for group, members in groups.items()
     }
     least = min(max(course.total for course in seeds) for seeds in courses.values())
@@ -208,7 +214,7 @@ def _of_spikes(
 def _check_same_set(results: Mapping[str, RunResult], split: str) -> None:
     (first, score), *others = [(name, result.scores[split]) for name, result in results.items()]
     for name, other in others:
-        if _identity(other) != _identity(score):
+        if (other.manifest, *_identity(other)) != (score.manifest, *_identity(score)):
             raise CorpusError(
                 f"'{first}' and '{name}' were scored on different '{split}' sets",
                 remedy="remove the results of the old set: the runs are then scored again",
@@ -242,17 +248,6 @@ def _reduction(group: str, other: str, rates: Mapping[str, Sequence[Rates]]) -> 
     if other == group or other not in rates:
         return None
     return rates[group][-1].reduction(rates[other][-1])
-
-
-def _ms_a_step(sweep: SweepConfig, run: Run) -> float | None:
-    times = {time.recipe: time.ms for time in sweep.ms_a_step}
-    recipe = run.config.objective.recipe
-    if times and recipe not in times:
-        raise ConfigError(
-            f"ms_a_step has no time of recipe '{recipe}', which run '{run.name}' has",
-            remedy="measure it with benchmarks/bench_training.py, or leave ms_a_step out",
-        )
-    return times.get(recipe)
 
 
 def _course(result: RunResult, ms_a_step: float | None) -> _Course:

@@ -17,11 +17,16 @@ from interkd.pipeline.sweep.results import (
     HeadScore,
     SplitScore,
     ids_digest,
+    scores_from_json,
+    scores_to_json,
     split_score,
     unit_counts,
+    write_compact,
 )
+from interkd.pipeline.sweep.runs import Run
 
 SPIKES_FILE = "spikes.json"
+TEACHER_FILE = "teacher.json"
 Spikes = Mapping[str, Mapping[str, Any]]  # of each head what `scoring.spikes.to_json` says
 
 
@@ -48,15 +53,52 @@ def read_spikes(sweep: SweepConfig) -> dict[str, Spikes]:
 def teacher_scores(sweep: SweepConfig) -> dict[str, SplitScore]:
     """What the teacher made of each split that the sweep names a file for.
 
+    Where those files are not there, as the sweep's last run kept it beside the results.
+
     Raises:
-        ConfigError: If there is no such file, or it is damaged or lacks an utterance.
+        ConfigError: If there is neither, or a file is damaged or lacks an utterance.
         CorpusError: If a manifest or transcripts cannot be read.
     """
+    kept = sweep.results_folder / TEACHER_FILE
+    if kept.exists() and not all(theirs.path.exists() for theirs in sweep.teacher):
+        return _read_kept(kept, sweep)
     require_teachers_files(sweep)
     manifests = {scored.split: scored.manifest for scored in sweep.score}
     return {
         theirs.split: _teacher_score(theirs, manifests[theirs.split]) for theirs in sweep.teacher
     }
+
+
+def keep_teacher_scores(sweep: SweepConfig, scores: Mapping[str, SplitScore]) -> None:
+    """Writes them beside the results, so that these can be reported wherever they are."""
+    if scores:
+        write_compact(sweep.results_folder / TEACHER_FILE, scores_to_json(scores))
+
+
+def _read_kept(path: Path, sweep: SweepConfig) -> dict[str, SplitScore]:
+    try:
+        scores = scores_from_json(json.loads(path.read_text(encoding="utf-8")))
+        return {theirs.split: scores[theirs.split] for theirs in sweep.teacher}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is damaged", got=repr(error), remedy="remove it and run the sweep again"
+        ) from error
+
+
+def ms_a_step(sweep: SweepConfig, run: Run) -> float | None:
+    """A step's time of the run's recipe; None where the sweep has no such times.
+
+    Raises:
+        ConfigError: If it has those of other recipes only.
+    """
+    times = {time.recipe: time.ms for time in sweep.ms_a_step}
+    recipe = run.config.objective.recipe
+    if times and recipe not in times:
+        raise ConfigError(
+            f"ms_a_step has no time of recipe '{recipe}', which run '{run.name}' has",
+            remedy="measure it with benchmarks/bench_training.py, or leave ms_a_step out",
+        )
+    return times.get(recipe)
 
 
 def require_teachers_files(sweep: SweepConfig) -> None:

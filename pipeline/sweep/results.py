@@ -160,28 +160,38 @@ def write_result(path: Path, result: RunResult) -> None:
         "settings_digest": settings_digest(result.settings),
         "settings": result.settings,
         "trained": asdict(result.trained),
-        "scores": {
-            split: {
-                "manifest": score.manifest,
-                "utterances": score.utterances,
-                "heads": [
-                    {
-                        "name": head.name,
-                        "weight_count": head.weight_count,
-                        "wer": round(head.words.rate, 4),
-                        "cer": round(head.characters.rate, 4),
-                        "words": asdict(head.words),
-                        "characters": asdict(head.characters),
-                    }
-                    for head in score.heads
-                ],
-            }
-            for split, score in result.scores.items()
-        },
+        "scores": scores_to_json(result.scores),
         "curve": [_rounded(row) for row in result.curve],
     }
+    write_compact(path, value)
+
+
+def write_compact(path: Path, value: Any) -> None:
+    """Writes JSON for people and diffs, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, _format(value) + "\n")
+
+
+def scores_to_json(scores: Mapping[str, SplitScore]) -> dict[str, Any]:
+    """The counts of each split, with rates for people."""
+    return {
+        split: {
+            "manifest": score.manifest,
+            "utterances": score.utterances,
+            "heads": [
+                {
+                    "name": head.name,
+                    "weight_count": head.weight_count,
+                    "wer": round(head.words.rate, 4),
+                    "cer": round(head.characters.rate, 4),
+                    "words": asdict(head.words),
+                    "characters": asdict(head.characters),
+                }
+                for head in score.heads
+            ],
+        }
+        for split, score in scores.items()
+    }
 
 
 def _rounded(value: Any) -> Any:
@@ -191,7 +201,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _format(value: Any, indent: str = "") -> str:
-    """JSON for people and diffs: short values and lists of numbers on one line."""
+    """JSON with short values and lists of numbers on one line."""
     line = json.dumps(value, ensure_ascii=False)
     is_flat = isinstance(value, list | tuple) and not any(
         isinstance(item, dict | list) for item in value
@@ -240,23 +250,32 @@ def _from_json(value: Mapping[str, Any]) -> RunResult:
         settings=dict(value["settings"]),
         trained=Trained(**{**trained, "corpus": tuple(trained["corpus"])}),
         curve=tuple(value["curve"]),
-        scores={
-            split: SplitScore(
-                manifest=score["manifest"],
-                utterances=score["utterances"],
-                heads=tuple(
-                    HeadScore(
-                        name=head["name"],
-                        weight_count=head["weight_count"],
-                        words=_counts_from_json(head["words"]),
-                        characters=_counts_from_json(head["characters"]),
-                    )
-                    for head in score["heads"]
-                ),
-            )
-            for split, score in value["scores"].items()
-        },
+        scores=scores_from_json(value["scores"]),
     )
+
+
+def scores_from_json(value: Mapping[str, Any]) -> dict[str, SplitScore]:
+    """What `scores_to_json` made.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: If it is damaged.
+    """
+    return {
+        split: SplitScore(
+            manifest=score["manifest"],
+            utterances=score["utterances"],
+            heads=tuple(
+                HeadScore(
+                    name=head["name"],
+                    weight_count=head["weight_count"],
+                    words=_counts_from_json(head["words"]),
+                    characters=_counts_from_json(head["characters"]),
+                )
+                for head in score["heads"]
+            ),
+        )
+        for split, score in value.items()
+    }
 
 
 def _counts_from_json(value: Mapping[str, Any]) -> UnitCounts:

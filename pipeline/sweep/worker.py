@@ -26,7 +26,7 @@ from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.manifest import Manifest, read_manifest
 from interkd.pipeline.devices import resolve_device
 from interkd.pipeline.files import write_json
-from interkd.pipeline.locks import hold
+from interkd.pipeline.locks import LOOKS, hold
 from interkd.pipeline.progress import LineReporter, Reporter
 from interkd.pipeline.scoring.evaluate import evaluate
 from interkd.pipeline.students.checkpoint import load_student, resolve_checkpoint
@@ -45,7 +45,6 @@ from interkd.pipeline.training.run_settings import LOG_FILE, SETTINGS_FILE
 from interkd.pipeline.training.trainer import train
 
 EXIT_DONE, EXIT_ERROR, EXIT_STOPPED, EXIT_BUSY = 0, 2, 3, 4
-_LOCK_TRIES = 20  # a look at the lock holds it for an instant, too
 
 
 class Stopped(Exception):  # noqa: N818 (it is no error)
@@ -106,7 +105,7 @@ def work(job: Job) -> int:
         Stopped: If the stop signal came outside the training loop.
     """
     run = job.run
-    with hold(run.lock, tries=_LOCK_TRIES) as mine:
+    with hold(run.lock, tries=LOOKS) as mine:
         if not mine:
             _say(f"another process holds {run.lock}")
             return EXIT_BUSY

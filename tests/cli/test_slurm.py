@@ -783,12 +783,42 @@ def test_a_sweep_without_the_store_that_it_needs(
     assert not (desk / "slurm").exists()
 
 
+def test_a_sweep_is_looked_at_as_far_as_it_will_run(
+    desk: Path, tone_corpus: Any, capsys: Capture
+) -> None:
+    runs = [{"name": "ctc", "set": {"objective": {"recipe": "ctc"}}}, {"name": "kd"}]
+    write_sweep(desk, tone_corpus, {"runs": runs})
+    assert run("sweep", "sweep.yaml", "--only", "ctc") == 0
+    assert run("sweep", "sweep.yaml", "--list") == 0
+    assert run("sweep", "sweep.yaml", "--only", "nothing") == 2
+    assert "no run fits 'nothing'" in capsys.readouterr().err
+    write_sweep(desk, tone_corpus, {"runs": runs[:1], "teacher": {"dev": "gone.trn"}})
+    assert run("sweep", "sweep.yaml") == 2
+    assert "teacher.dev: there is no gone.trn" in capsys.readouterr().err
+    assert run("sweep", "sweep.yaml", "--after", "7") == 0
+
+
+def test_the_index_has_no_gpu_of_the_arrays(desk: Path, tone_corpus: Any) -> None:
+    options = cache_options(tone_corpus)
+    for device, kept in (("cuda:1", False), ("cpu", True)):
+        for words in (["--device", device], [f"--device={device}"]):
+            assert run("cache-teacher", *options, *words) == 0
+            array, index = (
+                (desk / "slurm" / f"{name}-s.zarr.sbatch").read_text()
+                for name in ("cache-teacher", "index")
+            )
+            assert device in array
+            assert (device in index) == kept
+
+
 def test_a_store_that_an_earlier_job_makes(desk: Path, tone_corpus: Any) -> None:
     write_sweep(desk, tone_corpus, {}, store="s.zarr")
     (desk / "road.yaml").write_text(yaml.safe_dump(road(tone_corpus, sweeps=["sweep.yaml"])))
     assert run("pipeline", "road.yaml") == 0
     assert run("sweep", "sweep.yaml", "--after", "7") == 0
     words = ["train-student", "--config", "student.yaml", "--store", "s.zarr"]
+    assert run(*words, "--after", "7") == 0
+    words = ["cache-teacher", *cache_options(tone_corpus), "--teacher", "interkd:comes"]
     assert run(*words, "--after", "7") == 0
 
 

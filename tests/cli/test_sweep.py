@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from interkd.cli import sweep as command
+from interkd.kernels.errors import ConfigError
 from interkd.pipeline.config import as_plain
+from interkd.pipeline.sweep.config import read_sweep
+from interkd.pipeline.sweep.driver import SweepOutcome
+from interkd.pipeline.sweep.runs import expand
 from tests.command_line import interkd
 from tests.students import conformer, training
 
@@ -102,3 +108,22 @@ def test_damaged_results_and_failing_runs(sweep: Path, capsys: pytest.CaptureFix
     assert "broken.jsonl" in error
     assert run(str(sweep), "--list") == 0
     assert "1 failed" in capsys.readouterr().out
+
+
+def test_a_report_that_cannot_be_made_hides_nothing(
+    sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = expand(read_sweep(sweep))
+    outcome = SweepOutcome(done=[one], unfinished=[replace(one, name="other")], stopped=True)
+    monkeypatch.setattr(command, "run_sweep", lambda *_, **__: outcome)
+
+    def fail(_: object) -> None:
+        raise ConfigError("teacher.dev: damaged")
+
+    monkeypatch.setattr(command, "_report", fail)
+    assert run(str(sweep)) == 3
+    error = capsys.readouterr().err
+    assert "no report: teacher.dev: damaged" in error
+    assert "unfinished: other" in error
+    outcome = SweepOutcome(done=[one])
+    assert run(str(sweep)) == 2

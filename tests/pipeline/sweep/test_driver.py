@@ -255,7 +255,7 @@ def test_devices_are_given_in_turn(
 
 
 def test_mistakes_show_before_anything_starts(
-    write_sweep: WriteSweep, write_made_up: WriteResult
+    write_sweep: WriteSweep, write_made_up: WriteResult, tmp_path: Path
 ) -> None:
     sweep = read_sweep(write_sweep())
     run = expand(sweep)[-1]
@@ -279,6 +279,11 @@ def test_mistakes_show_before_anything_starts(
         run_sweep(read_sweep(write_sweep(runs=[{"name": "kd", "set": distilled}], baselines=[])))
     with pytest.raises(ConfigError, match=r"teacher.test: there is no .*nope.trn"):
         run_sweep(read_sweep(write_sweep(teacher={"test": "nope.trn"})))
+    (tmp_path / "short.trn").write_text("A B (someone-else)\n")
+    with pytest.raises(ConfigError, match=r"teacher.test: .*short.trn lacks utterances"):
+        run_sweep(read_sweep(write_sweep(teacher={"test": str(tmp_path / "short.trn")})))
+    with pytest.raises(ConfigError, match="ms_a_step has no time of recipe 'inter-ctc'"):
+        run_sweep(read_sweep(write_sweep(ms_a_step={"ctc": 9.0})))
     with pytest.raises(ConfigError, match="jobs; expected at least 1"):
         run_sweep(sweep, jobs=0)
     with pytest.raises(ConfigError, match="no run fits 'x'"):

@@ -172,7 +172,13 @@ def test_different_sets_are_not_compared(
 ) -> None:
     run = expand(sweep)[-1]
     scores = made_up(run, rate=0.2).scores
-    other = {split: replace(score, utterances="others") for split, score in scores.items()}
-    write_made_up(run, rate=0.2, scores=other)
-    with pytest.raises(CorpusError, match="'ctc-seed1' and 'inter-ctc-seed2' were scored on"):
-        report_sweep(sweep)
+    for split in ("dev", "test"):
+        # Other utterances, or the same ones of other audio.
+        for other in (
+            replace(scores[split], utterances="others"),
+            replace(scores[split], manifest="noisy"),
+        ):
+            write_made_up(run, rate=0.2, scores={**scores, split: other})
+            expected = f"'ctc-seed1' and 'inter-ctc-seed2' were scored on different '{split}' sets"
+            with pytest.raises(CorpusError, match=expected):
+                report_sweep(sweep)

@@ -19,6 +19,11 @@ from interkd.pipeline.scoring.trn import format_trn
 from interkd.pipeline.sweep.config import SweepConfig, read_sweep
 from interkd.pipeline.sweep.plots import plot_wer
 from interkd.pipeline.sweep.report import report_sweep
+from interkd.pipeline.sweep.report_inputs import (
+    TEACHER_FILE,
+    keep_teacher_scores,
+    teacher_scores,
+)
 from interkd.pipeline.sweep.results import HeadScore, SplitScore, UnitCounts, split_score
 from interkd.pipeline.sweep.runs import expand
 from interkd.pipeline.sweep.tables import as_markdown, table_of_groups
@@ -118,6 +123,17 @@ def test_a_score_report_is_the_same_teacher(
     for path in (folder, folder / "report.json"):
         other = read_sweep(write_sweep(teacher={"test": str(path)}))
         assert report_sweep(other, samples=200).teacher == replace(from_trn, other_wer={})
+
+
+def test_results_are_reported_where_the_teachers_files_are_not(sweep: SweepConfig) -> None:
+    whole = report_sweep(sweep, samples=200)
+    keep_teacher_scores(sweep, teacher_scores(sweep))
+    sweep.teacher[1].path.unlink()
+    assert report_sweep(sweep, samples=200) == whole
+    kept = sweep.results_folder / TEACHER_FILE
+    kept.write_text('{"dev": {}}')
+    with pytest.raises(ConfigError, match=r"teacher.json is damaged"):
+        report_sweep(sweep)
 
 
 def test_other_utterances_are_not_compared(

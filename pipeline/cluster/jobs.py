@@ -13,7 +13,7 @@ from interkd.pipeline.cluster.script import INTERKD, Job
 from interkd.pipeline.config import build, one_of, override, read_yaml
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.sweep.config import read_sweep
-from interkd.pipeline.sweep.report_inputs import require_teachers_files
+from interkd.pipeline.sweep.report_inputs import teacher_scores
 from interkd.pipeline.sweep.runs import expand, select
 from interkd.pipeline.teachers.load import IN_FILES, KINDS
 from interkd.pipeline.training.config import TrainConfig
@@ -212,7 +212,7 @@ def check_sweep(
     """
     sweep = read_sweep(path)
     if not store_comes:
-        require_teachers_files(sweep)
+        teacher_scores(sweep)
     for run in select(expand(sweep), only):
         if run.result.exists():
             continue

@@ -53,20 +53,27 @@ def read_spikes(sweep: SweepConfig) -> dict[str, Spikes]:
 def teacher_scores(sweep: SweepConfig) -> dict[str, SplitScore]:
     """What the teacher made of each split that the sweep names a file for.
 
-    Where those files are not there, as the sweep's last run kept it beside the results.
+    Where a file is not there, as the sweep's last run kept its counts beside the results.
 
     Raises:
         ConfigError: If there is neither, or a file is damaged or lacks an utterance.
         CorpusError: If a manifest or transcripts cannot be read.
     """
-    kept = sweep.results_folder / TEACHER_FILE
-    if kept.exists() and not all(theirs.path.exists() for theirs in sweep.teacher):
-        return _read_kept(kept, sweep)
-    require_teachers_files(sweep)
     manifests = {scored.split: scored.manifest for scored in sweep.score}
-    return {
-        theirs.split: _teacher_score(theirs, manifests[theirs.split]) for theirs in sweep.teacher
-    }
+    kept = _kept_scores(sweep) if any(not one.path.exists() for one in sweep.teacher) else {}
+    scores = {}
+    for theirs in sweep.teacher:
+        if theirs.path.exists():
+            scores[theirs.split] = _teacher_score(theirs, manifests[theirs.split])
+        elif theirs.split in kept:
+            scores[theirs.split] = kept[theirs.split]
+        else:
+            raise ConfigError(
+                f"teacher.{theirs.split}: there is no {theirs.path}",
+                remedy="give the folder of 'interkd score' or the trn of 'interkd cache decode "
+                "--out'",
+            )
+    return scores
 
 
 def keep_teacher_scores(sweep: SweepConfig, scores: Mapping[str, SplitScore]) -> None:
@@ -75,10 +82,12 @@ def keep_teacher_scores(sweep: SweepConfig, scores: Mapping[str, SplitScore]) ->
         write_compact(sweep.results_folder / TEACHER_FILE, scores_to_json(scores))
 
 
-def _read_kept(path: Path, sweep: SweepConfig) -> dict[str, SplitScore]:
+def _kept_scores(sweep: SweepConfig) -> dict[str, SplitScore]:
+    path = sweep.results_folder / TEACHER_FILE
+    if not path.exists():
+        return {}
     try:
-        scores = scores_from_json(json.loads(path.read_text(encoding="utf-8")))
-        return {theirs.split: scores[theirs.split] for theirs in sweep.teacher}
+        return scores_from_json(json.loads(path.read_text(encoding="utf-8")))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{path} is damaged", got=repr(error), remedy="remove it and run the sweep again"
@@ -99,21 +108,6 @@ def ms_a_step(sweep: SweepConfig, run: Run) -> float | None:
             remedy="measure it with benchmarks/bench_training.py, or leave ms_a_step out",
         )
     return times.get(recipe)
-
-
-def require_teachers_files(sweep: SweepConfig) -> None:
-    """Refuses a sweep that names files of the teacher's scores which are not there.
-
-    Raises:
-        ConfigError: Naming the first.
-    """
-    for theirs in sweep.teacher:
-        if not theirs.path.exists():
-            raise ConfigError(
-                f"teacher.{theirs.split}: there is no {theirs.path}",
-                remedy="give the folder of 'interkd score' or the trn of 'interkd cache decode "
-                "--out'",
-            )
 
 
 def _teacher_score(theirs: TeacherScore, manifest_path: Path) -> SplitScore:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from interkd.kernels.errors import ConfigError, InterkdError, TokenError
+from interkd.kernels.errors import ConfigError, InterkdError, TeacherError, TokenError
 from interkd.pipeline.cache.fingerprint import PRECISIONS, Fingerprint, check_same
 from interkd.pipeline.cache.format import METADATA_FILE
 from interkd.pipeline.cache.inspect import info
@@ -22,7 +22,7 @@ from interkd.pipeline.cache.writer import StoreWriter
 from interkd.pipeline.cluster.tasks import IN_PROCESS, ClusterSettings
 from interkd.pipeline.config import in_range, one_of
 from interkd.pipeline.corpus.manifest import Manifest, Utterance, read_manifest
-from interkd.pipeline.corpus.tokens import TOKENS_FILE, Tokenizer
+from interkd.pipeline.corpus.tokens import BLANK, TOKENS_FILE, Tokenizer
 from interkd.pipeline.devices import resolve_device
 from interkd.pipeline.part_runner import PartRunner
 from interkd.pipeline.part_workers import PartCacher, cache_on_workers, write_part
@@ -143,6 +143,14 @@ def cache_teacher(
         )
     runner = load_runner(config, device)
     teacher = runner.teacher
+    blank, first = teacher.info.blank_index, teacher.info.tokens[0]
+    if blank != 0 or not (first.startswith("<") and first.endswith(">")):
+        raise TeacherError(
+            "the teacher's blank",
+            expected=f"at index 0, with a name like {BLANK}, as students have it",
+            got=f"blank_index {blank}, and '{first}' at index 0",
+            remedy="move and rename it in the adapter (docs/teachers.md)",
+        )
     if teacher.info.sample_rate != manifest.sample_rate:
         raise ConfigError(
             f"sample rate of {config.manifest}",

@@ -18,9 +18,9 @@ class RunSpeed:
     """How fast a training run was.
 
     Attributes:
-        audio_per_second: Seconds of audio a second of training.
+        audio_per_second: Seconds of audio a second of training, of each of its processes.
         hours: Of audio that it heard.
-        seconds: Of training.
+        seconds: Of training, of all its processes.
         epochs: That it was set to make.
         is_cached: Whether it learnt from a teacher cache.
     """
@@ -85,9 +85,11 @@ def read_run_speed(run: Path, manifest: Manifest | None = None) -> RunSpeed:
 
 
 def _epochs_and_seconds(path: Path, lines: list[str]) -> tuple[float, float]:
-    """Epochs and seconds of training up to the last validation in a log."""
+    """Epochs and processes' seconds of training up to the last validation in a log."""
     steps: list[tuple[int, int]] = []  # each step's number and the epoch that it is in, from 0
     last: tuple[int, int, float] | None = None
+    shares = 0.0  # seconds of all processes, whose number may change when a run is resumed
+    before = 0.0
     for line in lines:
         try:
             row: dict[str, Any] = json.loads(line)
@@ -95,6 +97,8 @@ def _epochs_and_seconds(path: Path, lines: list[str]) -> tuple[float, float]:
                 steps.append((int(row["step"]), int(row["epoch"])))
             elif row["epochs_done"] >= 1 and row["seconds"] > 0:
                 last = int(row["step"]), int(row["epochs_done"]), float(row["seconds"])
+                shares += (last[2] - before) * int(row.get("processes", 1))
+                before = last[2]
         except (json.JSONDecodeError, KeyError, TypeError, ValueError):
             continue  # the line that a kill cut short
     if last is None:
@@ -103,9 +107,9 @@ def _epochs_and_seconds(path: Path, lines: list[str]) -> tuple[float, float]:
             expected="an epoch that was finished and validated",
             got="none",
         )
-    step, whole_epochs, seconds = last
+    step, whole_epochs, _ = last
     whole_steps = max((number for number, epoch in steps if epoch < whole_epochs), default=step)
-    return whole_epochs * max(1.0, step / whole_steps), seconds
+    return whole_epochs * max(1.0, step / whole_steps), shares
 
 
 def read_corpus(path: Path, *, remedy: str | None = None) -> Manifest:

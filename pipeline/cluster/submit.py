@@ -144,7 +144,7 @@ def _sbatch(item: Written, options: Sequence[str]) -> Submitted:
         raise ClusterError(
             f"sbatch refuses {item.script}",
             got=answer.stderr.removeprefix("sbatch: error: ").strip(),
-            remedy="mend the profile",
+            remedy="mend the profile, if it is one of its options",
         )
     # A site's own sbatch may say more than the number, which has a line of its own.
     matches = [_JOB_ID.fullmatch(line.strip()) for line in answer.stdout.splitlines()]

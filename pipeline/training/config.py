@@ -32,7 +32,7 @@ class DataConfig:
             is copied batch by batch instead.
         audio_memory_gb: Host memory for decoded audio; what does not fit is decoded each epoch.
         store_memory_gb: Host memory for the teacher cache; a larger one is read part by part, the
-            batches drawn from so many parts at a time as fit.
+            batches drawn from half as many parts at a time as fit.
         prefetch_batches: Batches decoded ahead.
         decode_threads: Threads that decode audio.
     """

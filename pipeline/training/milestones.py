@@ -117,6 +117,7 @@ class Milestones:
                 "step": position.step,
                 "epochs_done": position.epoch,
                 "seconds": round(position.seconds, 2),
+                "processes": self.ranks.world_size,
                 "dev_wer": wer,
                 "dev_cer": cer,
             }

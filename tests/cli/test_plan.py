@@ -253,6 +253,12 @@ class TestRun:
         run = write_run(tmp_path / "run", manifest, *steps(10, 4), validation(10, 2, 5.0))
         assert self.speed(run) == pytest.approx(2.5 * 600 / 5)
 
+    def test_several_processes_count_each(self, tmp_path: Path, manifest: Path) -> None:
+        four = {**validation(8, 2, 3.0), "processes": 4}
+        two = {**validation(16, 4, 6.0), "processes": 2}  # resumed on fewer
+        run = write_run(tmp_path / "run", manifest, *steps(8, 4), four, *steps(16, 4)[8:], two)
+        assert self.speed(run) == pytest.approx(4 * 600 / (3 * 4 + 3 * 2))
+
     def test_a_log_without_steps(self, tmp_path: Path, manifest: Path) -> None:
         run = write_run(tmp_path / "run", manifest, validation(8, 2, 4.0))
         assert self.speed(run) == pytest.approx(300)

@@ -348,6 +348,19 @@ def test_padding_is_kept_from_teachers_that_mind_it(
     assert any(len(set(lengths)) > 1 for lengths in fake.batches)
 
 
+@pytest.mark.parametrize(
+    "change", [{"blank_index": 9}, {"tokens": ("_", "a", "b", "c", "d", "e", "f", "g", "h", "i")}]
+)
+def test_a_blank_that_no_student_can_have(
+    fake: Fake, fake_config: CacheTeacherConfig, change: dict[str, Any]
+) -> None:
+    fake.info = replace(fake.info, **change)
+    with pytest.raises(TeacherError, match=r"blank; expected at index 0, .* got blank_index \d"):
+        cache_teacher(fake_config)
+    assert fake.batches == []
+    assert not fake_config.out.exists()
+
+
 def shortest(manifest: Path) -> str:
     return min(read_manifest(manifest).utterances, key=lambda u: u.samples).utt_id
 

@@ -21,7 +21,7 @@ from interkd.pipeline.config import as_plain
 from interkd.pipeline.training.config import SpecAugmentConfig, TrainConfig
 from interkd.pipeline.training.recipes import ObjectiveConfig
 from interkd.pipeline.training.trainer import train
-from tests.students import conformer, last_weights, losses, training
+from tests.students import conformer, last_weights, log_rows, losses, training
 
 
 def settings(corpus: Any, out: Path, **changes: Any) -> TrainConfig:
@@ -108,6 +108,7 @@ def test_two_processes_make_the_steps_of_one(
     together = Together(config, 2)
     assert together.wait() == [0, 0], together.text()
     assert_same_run(config.out, alone)
+    assert [row["processes"] for row in log_rows(config.out) if "dev_wer" in row] == [2]
     assert "dev WER % layer1" in together.outputs[0].read_text()
     assert "dev WER % layer1" not in together.outputs[1].read_text()  # one speaks for all
 

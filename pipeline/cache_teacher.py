@@ -22,14 +22,14 @@ from interkd.pipeline.cache.writer import StoreWriter
 from interkd.pipeline.cluster.tasks import IN_PROCESS, ClusterSettings
 from interkd.pipeline.config import in_range, one_of
 from interkd.pipeline.corpus.manifest import Manifest, Utterance, read_manifest
-from interkd.pipeline.corpus.tokens import BLANK, TOKENS_FILE, Tokenizer
+from interkd.pipeline.corpus.tokens import BLANK, TOKENS_FILE, Tokenizer, is_blank_name
 from interkd.pipeline.devices import resolve_device
 from interkd.pipeline.part_runner import PartRunner
 from interkd.pipeline.part_workers import PartCacher, cache_on_workers, write_part
 from interkd.pipeline.part_writer import PartFacts, PartWriter
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.teachers.load import load_teacher
-from interkd.pipeline.teachers.protocol import Teacher
+from interkd.pipeline.teachers.protocol import Teacher, TeacherInfo
 
 LONG_WORK = 3600.0  # seconds of audio; each process loads a teacher of its own first
 
@@ -143,14 +143,7 @@ def cache_teacher(
         )
     runner = load_runner(config, device)
     teacher = runner.teacher
-    blank, first = teacher.info.blank_index, teacher.info.tokens[0]
-    if blank != 0 or not (first.startswith("<") and first.endswith(">")):
-        raise TeacherError(
-            "the teacher's blank",
-            expected=f"at index 0, with a name like {BLANK}, as students have it",
-            got=f"blank_index {blank}, and '{first}' at index 0",
-            remedy="move and rename it in the adapter (docs/teachers.md)",
-        )
+    _require_blank_of_students(teacher.info)
     if teacher.info.sample_rate != manifest.sample_rate:
         raise ConfigError(
             f"sample rate of {config.manifest}",
@@ -176,6 +169,16 @@ def cache_teacher(
         raise
     finally:
         reporter.end()
+
+
+def _require_blank_of_students(info: TeacherInfo) -> None:
+    if info.blank_index != 0 or not is_blank_name(info.tokens[0]):
+        raise TeacherError(
+            "the teacher's blank",
+            expected=f"at index 0, with a name like {BLANK}, as students have it",
+            got=f"blank_index {info.blank_index}, and '{info.tokens[0]}' at index 0",
+            remedy="move and rename it in the adapter (docs/teachers.md)",
+        )
 
 
 def _tokens_in(folder: Path) -> tuple[str, ...]:

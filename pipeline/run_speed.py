@@ -88,17 +88,16 @@ def _epochs_and_seconds(path: Path, lines: list[str]) -> tuple[float, float]:
     """Epochs and processes' seconds of training up to the last validation in a log."""
     steps: list[tuple[int, int]] = []  # each step's number and the epoch that it is in, from 0
     last: tuple[int, int, float] | None = None
-    shares = 0.0  # seconds of all processes, whose number may change when a run is resumed
-    before = 0.0
+    spent = 0.0  # seconds of all processes, whose number may change when a run is resumed
     for line in lines:
         try:
             row: dict[str, Any] = json.loads(line)
             if "epochs_done" not in row:
                 steps.append((int(row["step"]), int(row["epoch"])))
             elif row["epochs_done"] >= 1 and row["seconds"] > 0:
+                since = float(row["seconds"]) - (0.0 if last is None else last[2])
                 last = int(row["step"]), int(row["epochs_done"]), float(row["seconds"])
-                shares += (last[2] - before) * int(row.get("processes", 1))
-                before = last[2]
+                spent += since * int(row.get("processes", 1))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError):
             continue  # the line that a kill cut short
     if last is None:
@@ -109,7 +108,7 @@ def _epochs_and_seconds(path: Path, lines: list[str]) -> tuple[float, float]:
         )
     step, whole_epochs, _ = last
     whole_steps = max((number for number, epoch in steps if epoch < whole_epochs), default=step)
-    return whole_epochs * max(1.0, step / whole_steps), shares
+    return whole_epochs * max(1.0, step / whole_steps), spent
 
 
 def read_corpus(path: Path, *, remedy: str | None = None) -> Manifest:

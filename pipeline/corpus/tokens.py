@@ -27,6 +27,11 @@ TOKENS_FILE = "tokens.txt"
 MODEL_FILE = "tokenizer.model"
 
 
+def is_blank_name(token: str) -> bool:
+    """Whether a tokenizer's first token may be called so."""
+    return token.startswith("<") and token.endswith(">")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
     """The tokens that a CTC head can emit, in the order of its outputs.
@@ -52,7 +57,7 @@ class Tokenizer:
             raise TokenError(
                 "tokens", expected="the blank at index 0 and at least one more", got=self.tokens
             )
-        if not (self.tokens[0].startswith("<") and self.tokens[0].endswith(">")):
+        if not is_blank_name(self.tokens[0]):
             raise TokenError(
                 "the first token is the blank", expected=f"a name like {BLANK}", got=self.tokens[0]
             )

@@ -22,13 +22,9 @@ from interkd.pipeline.locks import LOOKS, hold
 from interkd.pipeline.logs import last_line
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.sweep.config import SweepConfig
-from interkd.pipeline.sweep.report_inputs import (
-    keep_teacher_scores,
-    ms_a_step,
-    teacher_scores,
-)
+from interkd.pipeline.sweep.report_inputs import keep_teacher_scores, teacher_scores
 from interkd.pipeline.sweep.results import finished_result
-from interkd.pipeline.sweep.runs import Run, expand, select
+from interkd.pipeline.sweep.runs import Run, expand, ms_a_step, select
 from interkd.pipeline.sweep.states import FAILED
 from interkd.pipeline.sweep.worker import (
     EXIT_BUSY,
@@ -130,7 +126,6 @@ def run_sweep(
         reporter=reporter or Reporter(),
     )
     _make_folders(sweep.out, sweep.results_folder)
-    keep_teacher_scores(sweep, teacher)
     todo = []
     for run in chosen:
         if finished_result(run, manifests) is None:
@@ -138,6 +133,7 @@ def run_sweep(
             todo.append(run)
         else:
             driver.outcome.done.append(run)
+    keep_teacher_scores(sweep, teacher)
     if driver.outcome.done:
         driver.reporter.message(f"{len(driver.outcome.done)} of {len(chosen)} runs done already")
     with _caught(driver.ask_to_stop):

@@ -11,12 +11,7 @@ from interkd.kernels.errors import ConfigError, CorpusError
 from interkd.pipeline.scoring.error_rates import Unit
 from interkd.pipeline.sweep.config import SweepConfig
 from interkd.pipeline.sweep.intervals import Estimate, Rates, rates_of_heads
-from interkd.pipeline.sweep.report_inputs import (
-    Spikes,
-    ms_a_step,
-    read_spikes,
-    teacher_scores,
-)
+from interkd.pipeline.sweep.report_inputs import Spikes, read_spikes, teacher_scores
 from interkd.pipeline.sweep.results import (
     HeadScore,
     RunResult,
@@ -25,7 +20,7 @@ from interkd.pipeline.sweep.results import (
     finished_result,
 )
 from interkd.pipeline.sweep.rows import GroupRow, HeadRow, SweepReport, TeacherRow, Validated
-from interkd.pipeline.sweep.runs import Run, expand
+from interkd.pipeline.sweep.runs import Run, expand, ms_a_step
 
 SAMPLES = 10_000
 BUDGET_SHARES = (0.25, 0.5, 1.0)  # of the training time of the group that is done first

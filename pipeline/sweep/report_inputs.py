@@ -23,7 +23,6 @@ from interkd.pipeline.sweep.results import (
     unit_counts,
     write_compact,
 )
-from interkd.pipeline.sweep.runs import Run
 
 SPIKES_FILE = "spikes.json"
 TEACHER_FILE = "teacher.json"
@@ -92,22 +91,6 @@ def _kept_scores(sweep: SweepConfig) -> dict[str, SplitScore]:
         raise ConfigError(
             f"{path} is damaged", got=repr(error), remedy="remove it and run the sweep again"
         ) from error
-
-
-def ms_a_step(sweep: SweepConfig, run: Run) -> float | None:
-    """A step's time of the run's recipe; None where the sweep has no such times.
-
-    Raises:
-        ConfigError: If it has those of other recipes only.
-    """
-    times = {time.recipe: time.ms for time in sweep.ms_a_step}
-    recipe = run.config.objective.recipe
-    if times and recipe not in times:
-        raise ConfigError(
-            f"ms_a_step has no time of recipe '{recipe}', which run '{run.name}' has",
-            remedy="measure it with benchmarks/bench_training.py, or leave ms_a_step out",
-        )
-    return times.get(recipe)
 
 
 def _teacher_score(theirs: TeacherScore, manifest_path: Path) -> SplitScore:

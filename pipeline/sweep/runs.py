@@ -149,6 +149,22 @@ def stored_settings(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in as_plain(config).items() if key != "out"}
 
 
+def ms_a_step(sweep: SweepConfig, run: Run) -> float | None:
+    """A step's time of the run's recipe; None where the sweep has no such times.
+
+    Raises:
+        ConfigError: If it has those of other recipes only.
+    """
+    times = {time.recipe: time.ms for time in sweep.ms_a_step}
+    recipe = run.config.objective.recipe
+    if times and recipe not in times:
+        raise ConfigError(
+            f"ms_a_step has no time of recipe '{recipe}', which run '{run.name}' has",
+            remedy="measure it with benchmarks/bench_training.py, or leave ms_a_step out",
+        )
+    return times.get(recipe)
+
+
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """SHA-256 of the settings that matter, hexadecimal."""
     text = json.dumps(dict(sorted(_flat(settings))), sort_keys=True, ensure_ascii=False)

@@ -13,6 +13,8 @@ from typing import Any
 
 from interkd.kernels.errors import ConfigError
 
+_LINE = 100  # of compact JSON: what is no longer stands on one line, as lists of numbers always do
+
 
 def temporary_name(path: Path) -> Path:
     """A sibling of `path` that no other process uses: hidden, with host and process id."""
@@ -53,6 +55,31 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically, indented for people."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_compact_json(path: Path, value: Any) -> None:
+    """Writes JSON for people and diffs, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, _compact(value) + "\n")
+
+
+def _compact(value: Any, indent: str = "") -> str:
+    """JSON with short values and lists of numbers on one line."""
+    line = json.dumps(value, ensure_ascii=False)
+    is_flat = isinstance(value, list | tuple) and not any(
+        isinstance(item, dict | list) for item in value
+    )
+    if is_flat:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if not isinstance(value, dict | list) or len(indent) + len(line) <= _LINE:
+        return line
+    inner = indent + "  "
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key)}: {_compact(item, inner)}" for key, item in value.items()]
+    else:
+        items = [_compact(item, inner) for item in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n{inner}" + f",\n{inner}".join(items) + f"\n{indent}{closing}"
 
 
 def publish_folder(temporary: Path, path: Path) -> None:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from interkd.pipeline.progress import SILENT, Message
 
 LOOKS = 20  # tries that outlast others' looks: each holds the lock for an instant
 _PAUSE = 0.1  # seconds
 
 
-def _nobody(_: str) -> None:
-    pass
-
-
 @contextlib.contextmanager
-def hold(lock: Path, *, tries: int = 1, message: Callable[[str], None] = _nobody) -> Iterator[bool]:
+def hold(lock: Path, *, tries: int = 1, message: Message = SILENT) -> Iterator[bool]:
     """Holds a run's lock, if nobody else does; the system frees it when the process ends.
 
     Some network disks have no locks, and another user's file may not be written. What cannot be

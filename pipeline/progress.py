@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 _LINE_EVERY = 60.0  # seconds
 
@@ -21,6 +22,10 @@ class Reporter:
 
     def message(self, text: str) -> None:
         """One line for the user."""
+
+
+Message = Callable[[str], None]
+SILENT: Message = Reporter().message
 
 
 class LineReporter(Reporter):

@@ -28,7 +28,8 @@ from interkd.pipeline.cache.plan import PartPlan
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.reencode import reencode, truncate
 from interkd.pipeline.cache.writer import StoreWriter
-from interkd.pipeline.cluster.tasks import IN_PROCESS, SILENT, ClusterSettings, Message
+from interkd.pipeline.cluster.tasks import IN_PROCESS, ClusterSettings
+from interkd.pipeline.progress import SILENT, Message
 
 LONG_WORK = 25  # parts of an hour, 0.4 s each; processes need some 4 s to start
 HISTORY_KEY = "compacted_from"

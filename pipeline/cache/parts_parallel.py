@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from interkd.pipeline.cluster.tasks import (
-    IN_PROCESS,
-    SILENT,
-    ClusterSettings,
-    Message,
-    open_workers,
-)
+from interkd.pipeline.cluster.tasks import IN_PROCESS, ClusterSettings, open_workers
+from interkd.pipeline.progress import SILENT, Message
 
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]

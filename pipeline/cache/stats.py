@@ -23,7 +23,8 @@ from interkd.pipeline.cache.inspect import column_bytes
 from interkd.pipeline.cache.part import Part
 from interkd.pipeline.cache.parts_parallel import Progress, map_parts
 from interkd.pipeline.cache.reader import TeacherStore
-from interkd.pipeline.cluster.tasks import IN_PROCESS, SILENT, ClusterSettings, Message
+from interkd.pipeline.cluster.tasks import IN_PROCESS, ClusterSettings
+from interkd.pipeline.progress import SILENT, Message
 
 LONG_WORK = 100  # parts of an hour, 80 ms each; processes need some 4 s to start
 BLANK_THRESHOLDS = (0.5, 0.9, 0.99, 0.999)

@@ -13,7 +13,8 @@ from interkd.pipeline.cache.metadata import StoreMetadata, read_metadata
 from interkd.pipeline.cache.part import Problem
 from interkd.pipeline.cache.part_io import load_part
 from interkd.pipeline.cache.parts_parallel import Progress, map_parts
-from interkd.pipeline.cluster.tasks import IN_PROCESS, SILENT, ClusterSettings, Message
+from interkd.pipeline.cluster.tasks import IN_PROCESS, ClusterSettings
+from interkd.pipeline.progress import SILENT, Message
 
 LONG_WORK = 400  # parts of an hour, 25 ms each; processes need some 4 s to start
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from interkd.kernels.errors import ClusterError
 from interkd.pipeline.cluster.submit import slurm
-from interkd.pipeline.cluster.tasks import Message
 from interkd.pipeline.logs import last_line
+from interkd.pipeline.progress import Message
 
 _POLLS_WITHOUT_JOBS = 4
 

@@ -24,9 +24,10 @@ from distributed.scheduler import KilledWorker
 from interkd.kernels.errors import ClusterError, InterkdError
 from interkd.pipeline.cluster.dask_check import SlurmCheck
 from interkd.pipeline.cluster.profile import Profile, read_profile
-from interkd.pipeline.cluster.tasks import ClusterSettings, Message, TaskFuture, Workers
+from interkd.pipeline.cluster.tasks import ClusterSettings, TaskFuture, Workers
 from interkd.pipeline.cluster.words import shell_word
 from interkd.pipeline.devices import cores
+from interkd.pipeline.progress import Message
 
 DEATHS_BORNE = 5  # workers that one task may outlive: a job may be preempted, but not for ever
 _NO_PORT = "127.0.0.1:0"  # Dask always serves HTTP: here any free port, and no page

@@ -16,14 +16,12 @@ from typing import Any, Protocol, TypeVar
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.config import in_range, one_of
 from interkd.pipeline.devices import cores
-from interkd.pipeline.progress import Reporter
+from interkd.pipeline.progress import SILENT, Message
 
 KINDS = ("auto", "none", "local", "slurm")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Message = Callable[[str], None]
-SILENT: Message = Reporter().message
 
 
 @dataclass(frozen=True, kw_only=True)

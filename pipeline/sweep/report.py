@@ -12,15 +12,10 @@ from interkd.pipeline.scoring.error_rates import Unit
 from interkd.pipeline.sweep.config import SweepConfig
 from interkd.pipeline.sweep.intervals import Estimate, Rates, rates_of_heads
 from interkd.pipeline.sweep.report_inputs import Spikes, read_spikes, teacher_scores
-from interkd.pipeline.sweep.results import (
-    HeadScore,
-    RunResult,
-    SplitScore,
-    UnitCounts,
-    finished_result,
-)
+from interkd.pipeline.sweep.results import RunResult, finished_result
 from interkd.pipeline.sweep.rows import GroupRow, HeadRow, SweepReport, TeacherRow, Validated
 from interkd.pipeline.sweep.runs import Run, expand, ms_a_step
+from interkd.pipeline.sweep.scores import HeadScore, SplitScore, UnitCounts
 
 SAMPLES = 10_000
 BUDGET_SHARES = (0.25, 0.5, 1.0)  # of the training time of the group that is done first

@@ -9,11 +9,12 @@ from typing import Any
 
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.corpus.manifest import read_manifest
+from interkd.pipeline.files import write_compact_json
 from interkd.pipeline.scoring.error_rates import count_errors_each
 from interkd.pipeline.scoring.report import read_report
 from interkd.pipeline.scoring.trn import read_trn
 from interkd.pipeline.sweep.config import SweepConfig, TeacherScore
-from interkd.pipeline.sweep.results import (
+from interkd.pipeline.sweep.scores import (
     HeadScore,
     SplitScore,
     ids_digest,
@@ -21,7 +22,6 @@ from interkd.pipeline.sweep.results import (
     scores_to_json,
     split_score,
     unit_counts,
-    write_compact,
 )
 
 SPIKES_FILE = "spikes.json"
@@ -78,7 +78,7 @@ def teacher_scores(sweep: SweepConfig) -> dict[str, SplitScore]:
 def keep_teacher_scores(sweep: SweepConfig, scores: Mapping[str, SplitScore]) -> None:
     """Writes them beside the results, so that these can be reported wherever they are."""
     if scores:
-        write_compact(sweep.results_folder / TEACHER_FILE, scores_to_json(scores))
+        write_compact_json(sweep.results_folder / TEACHER_FILE, scores_to_json(scores))
 
 
 def _kept_scores(sweep: SweepConfig) -> dict[str, SplitScore]:

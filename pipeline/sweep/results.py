@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from interkd.kernels.errors import ConfigError
-from interkd.pipeline.files import write_text
-from interkd.pipeline.scoring.error_rates import ErrorCounts
-from interkd.pipeline.scoring.report import HeadResults
+from interkd.pipeline.files import write_compact_json
 from interkd.pipeline.sweep.runs import (
     Run,
     completed,
@@ -21,47 +18,9 @@ from interkd.pipeline.sweep.runs import (
     settings_digest,
     stored_settings,
 )
+from interkd.pipeline.sweep.scores import SplitScore, scores_from_json, scores_to_json
 
 RESULT_FORMAT = 1
-_LINE = 100  # what is no longer stands on one line, as lists of numbers always do
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnitCounts:
-    """Errors and reference length of each utterance, in words or characters."""
-
-    errors: tuple[int, ...]
-    lengths: tuple[int, ...]
-
-    @property
-    def rate(self) -> float:
-        """Errors in percent of the reference."""
-        return 100.0 * sum(self.errors) / sum(self.lengths)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadScore:
-    """One head's errors; `weight_count` weights are needed to run the student up to it."""
-
-    name: str
-    weight_count: int
-    words: UnitCounts
-    characters: UnitCounts
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitScore:
-    """One manifest's scores.
-
-    Attributes:
-        manifest: Its digest: ids and audio.
-        utterances: Digest of the ids alone.
-        heads: The final head last.
-    """
-
-    manifest: str
-    utterances: str
-    heads: tuple[HeadScore, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,39 +75,6 @@ class RunResult:
     scores: Mapping[str, SplitScore]
 
 
-def split_score(results: HeadResults, manifest: str) -> SplitScore:
-    """The counts of a scored manifest of that digest."""
-    return SplitScore(
-        manifest=manifest,
-        utterances=ids_digest(utterance.utt_id for utterance in results.utterances),
-        heads=tuple(
-            HeadScore(
-                name=head.name,
-                weight_count=head.weight_count,
-                words=unit_counts(head.words),
-                characters=unit_counts(head.characters),
-            )
-            for head in results.heads
-        ),
-    )
-
-
-def ids_digest(utt_ids: Iterable[str]) -> str:
-    """SHA-256 of utterance ids in their order, hexadecimal."""
-    state = hashlib.sha256()
-    for utt_id in utt_ids:
-        state.update(json.dumps(utt_id).encode())
-    return state.hexdigest()
-
-
-def unit_counts(counts: Sequence[ErrorCounts]) -> UnitCounts:
-    """Of the counts of each utterance."""
-    return UnitCounts(
-        errors=tuple(count.errors for count in counts),
-        lengths=tuple(count.reference_length for count in counts),
-    )
-
-
 def write_result(path: Path, result: RunResult) -> None:
     """Writes a result atomically: where it stands, the run is done."""
     value = {
@@ -163,60 +89,13 @@ def write_result(path: Path, result: RunResult) -> None:
         "scores": scores_to_json(result.scores),
         "curve": [_rounded(row) for row in result.curve],
     }
-    write_compact(path, value)
-
-
-def write_compact(path: Path, value: Any) -> None:
-    """Writes JSON for people and diffs, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, _format(value) + "\n")
-
-
-def scores_to_json(scores: Mapping[str, SplitScore]) -> dict[str, Any]:
-    """The counts of each split, with rates for people."""
-    return {
-        split: {
-            "manifest": score.manifest,
-            "utterances": score.utterances,
-            "heads": [
-                {
-                    "name": head.name,
-                    "weight_count": head.weight_count,
-                    "wer": round(head.words.rate, 4),
-                    "cer": round(head.characters.rate, 4),
-                    "words": asdict(head.words),
-                    "characters": asdict(head.characters),
-                }
-                for head in score.heads
-            ],
-        }
-        for split, score in scores.items()
-    }
+    write_compact_json(path, value)
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     return round(value, 4) if isinstance(value, float) else value
-
-
-def _format(value: Any, indent: str = "") -> str:
-    """JSON with short values and lists of numbers on one line."""
-    line = json.dumps(value, ensure_ascii=False)
-    is_flat = isinstance(value, list | tuple) and not any(
-        isinstance(item, dict | list) for item in value
-    )
-    if is_flat:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if not isinstance(value, dict | list) or len(indent) + len(line) <= _LINE:
-        return line
-    inner = indent + "  "
-    if isinstance(value, dict):
-        items = [f"{json.dumps(key)}: {_format(item, inner)}" for key, item in value.items()]
-    else:
-        items = [_format(item, inner) for item in value]
-    opening, closing = "{}" if isinstance(value, dict) else "[]"
-    return f"{opening}\n{inner}" + f",\n{inner}".join(items) + f"\n{indent}{closing}"
 
 
 def read_result(path: Path) -> RunResult:
@@ -252,37 +131,6 @@ def _from_json(value: Mapping[str, Any]) -> RunResult:
         curve=tuple(value["curve"]),
         scores=scores_from_json(value["scores"]),
     )
-
-
-def scores_from_json(value: Mapping[str, Any]) -> dict[str, SplitScore]:
-    """What `scores_to_json` made.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: If it is damaged.
-    """
-    return {
-        split: SplitScore(
-            manifest=score["manifest"],
-            utterances=score["utterances"],
-            heads=tuple(
-                HeadScore(
-                    name=head["name"],
-                    weight_count=head["weight_count"],
-                    words=_counts_from_json(head["words"]),
-                    characters=_counts_from_json(head["characters"]),
-                )
-                for head in score["heads"]
-            ),
-        )
-        for split, score in value.items()
-    }
-
-
-def _counts_from_json(value: Mapping[str, Any]) -> UnitCounts:
-    counts = UnitCounts(errors=tuple(value["errors"]), lengths=tuple(value["lengths"]))
-    if len(counts.errors) != len(counts.lengths) or sum(counts.lengths) <= 0:
-        raise ValueError("errors and lengths that do not belong together")
-    return counts
 
 
 def finished_result(run: Run, manifests: Mapping[str, str | None]) -> RunResult | None:

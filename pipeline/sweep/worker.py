@@ -30,15 +30,9 @@ from interkd.pipeline.locks import LOOKS, hold
 from interkd.pipeline.progress import LineReporter, Reporter
 from interkd.pipeline.scoring.evaluate import evaluate
 from interkd.pipeline.students.checkpoint import load_student, resolve_checkpoint
-from interkd.pipeline.sweep.results import (
-    RunResult,
-    SplitScore,
-    Trained,
-    finished_result,
-    split_score,
-    write_result,
-)
+from interkd.pipeline.sweep.results import RunResult, Trained, finished_result, write_result
 from interkd.pipeline.sweep.runs import Run, stored_settings
+from interkd.pipeline.sweep.scores import SplitScore, split_score
 from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.position import TrainResult
 from interkd.pipeline.training.run_settings import LOG_FILE, SETTINGS_FILE

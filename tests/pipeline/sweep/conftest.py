@@ -12,15 +12,9 @@ import pytest
 import yaml
 
 from interkd.pipeline.config import as_plain
-from interkd.pipeline.sweep.results import (
-    HeadScore,
-    RunResult,
-    SplitScore,
-    Trained,
-    UnitCounts,
-    write_result,
-)
+from interkd.pipeline.sweep.results import RunResult, Trained, write_result
 from interkd.pipeline.sweep.runs import Run, stored_settings
+from interkd.pipeline.sweep.scores import HeadScore, SplitScore, UnitCounts
 from tests.students import conformer, training
 
 WriteSweep = Callable[..., Path]

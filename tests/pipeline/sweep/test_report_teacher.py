@@ -24,8 +24,8 @@ from interkd.pipeline.sweep.report_inputs import (
     keep_teacher_scores,
     teacher_scores,
 )
-from interkd.pipeline.sweep.results import HeadScore, SplitScore, UnitCounts, split_score
 from interkd.pipeline.sweep.runs import expand
+from interkd.pipeline.sweep.scores import HeadScore, SplitScore, UnitCounts, split_score
 from interkd.pipeline.sweep.tables import as_markdown, table_of_groups
 
 WriteSweep = Callable[..., Path]

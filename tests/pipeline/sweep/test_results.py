@@ -12,14 +12,9 @@ import pytest
 
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.sweep.config import read_sweep
-from interkd.pipeline.sweep.results import (
-    RunResult,
-    UnitCounts,
-    finished_result,
-    read_result,
-    write_result,
-)
+from interkd.pipeline.sweep.results import RunResult, finished_result, read_result, write_result
 from interkd.pipeline.sweep.runs import Run, expand, stored_settings
+from interkd.pipeline.sweep.scores import UnitCounts
 
 WriteSweep = Callable[..., Path]
 MakeResult = Callable[..., RunResult]

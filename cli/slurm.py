@@ -22,7 +22,6 @@ from interkd.pipeline.cluster.jobs import (
     check_sweep,
     check_teacher,
     job_name,
-    require_file,
     score_job,
     sweep_job,
     train_job,
@@ -32,6 +31,7 @@ from interkd.pipeline.cluster.profile import Profile, read_profile
 from interkd.pipeline.cluster.road import read_road, road_jobs
 from interkd.pipeline.cluster.script import Job
 from interkd.pipeline.cluster.submit import Written, submit, write_scripts
+from interkd.pipeline.corpus.manifest import require_manifest
 from interkd.pipeline.sweep.config import read_sweep
 
 DEFAULT_FOLDER = Path("slurm")
@@ -156,7 +156,7 @@ def slurm_score(
     asked = _parse(score_command, arguments)
     if asked["checkpoint"] is None or asked["manifest"] is None or asked["out"] is None:
         raise click.UsageError("give --checkpoint, --manifest and --out")
-    require_file(asked["manifest"], "--manifest")
+    require_manifest(asked["manifest"], "--manifest")
     title = name or job_name("score", asked["out"].name)
     _end(common, profile, [score_job([arguments], name=job_name(title))], after)
 

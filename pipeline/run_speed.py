@@ -10,7 +10,7 @@ from typing import Any
 from interkd.kernels.errors import ConfigError, CorpusError
 from interkd.pipeline.config import read_yaml
 from interkd.pipeline.corpus.manifest import Manifest, read_manifest
-from interkd.pipeline.training.run_settings import LOG_FILE, SETTINGS_FILE
+from interkd.pipeline.training.run_folder import LOG_FILE, SETTINGS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

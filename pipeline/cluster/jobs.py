@@ -11,13 +11,13 @@ from interkd.pipeline.cache.plan import plan_parts
 from interkd.pipeline.cluster.profile import Profile
 from interkd.pipeline.cluster.script import INTERKD, Job
 from interkd.pipeline.config import build, one_of, override, read_yaml
-from interkd.pipeline.corpus.manifest import read_manifest
+from interkd.pipeline.corpus.manifest import read_manifest, require_manifest
 from interkd.pipeline.sweep.config import read_sweep
 from interkd.pipeline.sweep.report_inputs import teacher_scores
 from interkd.pipeline.sweep.runs import expand, select
 from interkd.pipeline.teachers.load import IN_FILES, KINDS
 from interkd.pipeline.training.config import TrainConfig
-from interkd.pipeline.training.inputs import require_store
+from interkd.pipeline.training.inputs import require_inputs
 
 _UNUSABLE = re.compile(r"[^A-Za-z0-9._+-]+")
 
@@ -185,9 +185,7 @@ def training_settings(
     override(values, assignments)
     values.update({key: value for key, value in options.items() if value is not None})
     settings = build(TrainConfig, values)
-    for name in ("train_manifest", "dev_manifest"):
-        require_file(getattr(settings.data, name), f"data.{name}")
-    require_store(settings, comes=store_comes)
+    require_inputs(settings, store_comes=store_comes)
     return settings
 
 
@@ -220,26 +218,9 @@ def check_sweep(
         comes = store_comes or (
             store is not None and made is not None and store.resolve() == made.resolve()
         )
-        require_store(run.config, f"{run.name}: ", comes=comes)
-        require_file(run.config.data.train_manifest, f"{run.name}: data.train_manifest")
-        require_file(run.config.data.dev_manifest, f"{run.name}: data.dev_manifest")
+        require_inputs(run.config, f"{run.name}: ", store_comes=comes)
     for scored in sweep.score:
-        require_file(scored.manifest, f"score.{scored.split}")
-
-
-def require_file(path: Path, what: str) -> None:
-    """Refuses a path where no file is.
-
-    Raises:
-        ConfigError: Naming it.
-    """
-    if not path.is_file():
-        raise ConfigError(
-            what,
-            expected="a manifest",
-            got=f"no file at {path}",
-            remedy="interkd prepare writes one; paths begin in the working folder",
-        )
+        require_manifest(scored.manifest, f"score.{scored.split}")
 
 
 def check_teacher(spec: str, *, comes: bool = False) -> None:

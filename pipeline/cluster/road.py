@@ -17,7 +17,6 @@ from interkd.pipeline.cluster.jobs import (
     check_sweep,
     check_teacher,
     job_name,
-    require_file,
     score_job,
     sweep_job,
     train_job,
@@ -27,6 +26,7 @@ from interkd.pipeline.cluster.profile import Profile
 from interkd.pipeline.cluster.script import Job
 from interkd.pipeline.cluster.words import all_expanded
 from interkd.pipeline.config import build, read_yaml
+from interkd.pipeline.corpus.manifest import require_manifest
 from interkd.pipeline.sweep.config import ScoreSet
 
 _NOT_OURS = ("wait", "cluster")  # the array has tasks of its own
@@ -132,7 +132,7 @@ def road_jobs(road: RoadConfig, profile: Profile) -> list[Job]:
     words = list(_cache_words(cache))
     jobs = cache_jobs(words, out=cache.out, tasks=tasks, names=names, profile=profile)
     for scored in road.score:
-        require_file(scored.manifest, f"score.{scored.split}")
+        require_manifest(scored.manifest, f"score.{scored.split}")
     runs: dict[Path, str] = {}
     for student in road.students:
         settings = training_settings(

@@ -19,7 +19,7 @@ from typing import Any
 
 import xxhash
 
-from interkd.kernels.errors import CorpusError
+from interkd.kernels.errors import ConfigError, CorpusError
 from interkd.pipeline.config import nearest
 from interkd.pipeline.files import write_text
 
@@ -252,3 +252,18 @@ def write_manifest(
                 row[name] = value
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_text(path, "".join(rows))
+
+
+def require_manifest(path: Path, what: str) -> None:
+    """Refuses a path where no file is.
+
+    Raises:
+        ConfigError: Naming it.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            what,
+            expected="a manifest",
+            got=f"no file at {path}",
+            remedy="interkd prepare writes one; paths begin in the working folder",
+        )

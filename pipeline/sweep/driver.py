@@ -33,7 +33,7 @@ from interkd.pipeline.sweep.worker import (
     Job,
     write_job,
 )
-from interkd.pipeline.training.inputs import require_store
+from interkd.pipeline.training.inputs import require_inputs
 
 _POLL = 0.2  # seconds
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -129,7 +129,7 @@ def run_sweep(
     todo = []
     for run in chosen:
         if finished_result(run, manifests) is None:
-            _require_inputs(run)
+            require_inputs(run.config, f"run '{run.name}': ")
             todo.append(run)
         else:
             driver.outcome.done.append(run)
@@ -138,15 +138,6 @@ def run_sweep(
         driver.reporter.message(f"{len(driver.outcome.done)} of {len(chosen)} runs done already")
     with _caught(driver.ask_to_stop):
         return driver.go(todo)
-
-
-def _require_inputs(run: Run) -> None:
-    """Refuses a run that would fail as soon as it has started."""
-    where = f"run '{run.name}': "
-    require_store(run.config, where)
-    for path in (run.config.data.train_manifest, run.config.data.dev_manifest):
-        if not path.exists():
-            raise ConfigError(f"{where}manifest", expected="a file", got=f"nothing at {path}")
 
 
 class _Driver:

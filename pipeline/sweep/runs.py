@@ -19,7 +19,7 @@ from interkd.kernels.errors import ConfigError
 from interkd.pipeline.config import as_plain, build, nearest, override, read_yaml
 from interkd.pipeline.sweep.config import GridAxis, SweepConfig
 from interkd.pipeline.training.config import TrainConfig
-from interkd.pipeline.training.run_settings import has_effect
+from interkd.pipeline.training.run_folder import has_effect
 
 SEED = "seed"
 

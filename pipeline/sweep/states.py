@@ -9,7 +9,7 @@ from interkd.pipeline.logs import last_line
 from interkd.pipeline.sweep.config import SweepConfig
 from interkd.pipeline.sweep.results import finished_result
 from interkd.pipeline.sweep.runs import Run, expand
-from interkd.pipeline.training.run_settings import SETTINGS_FILE
+from interkd.pipeline.training.run_folder import SETTINGS_FILE
 
 FAILED = "-- failed"  # how the log of a run that failed ends
 

@@ -35,7 +35,7 @@ from interkd.pipeline.sweep.runs import Run, stored_settings
 from interkd.pipeline.sweep.scores import SplitScore, split_score
 from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.position import TrainResult
-from interkd.pipeline.training.run_settings import LOG_FILE, SETTINGS_FILE
+from interkd.pipeline.training.run_folder import LOG_FILE, SETTINGS_FILE
 from interkd.pipeline.training.trainer import train
 
 EXIT_DONE, EXIT_ERROR, EXIT_STOPPED, EXIT_BUSY = 0, 2, 3, 4

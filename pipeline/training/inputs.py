@@ -10,7 +10,7 @@ from typing import Any
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.cache.fingerprint import require_student_fits
 from interkd.pipeline.cache.reader import TeacherStore
-from interkd.pipeline.corpus.manifest import Manifest, Utterance, read_manifest
+from interkd.pipeline.corpus.manifest import Manifest, Utterance, read_manifest, require_manifest
 from interkd.pipeline.corpus.tokens import Tokenizer
 from interkd.pipeline.frames import FrameFormula
 from interkd.pipeline.training.config import TrainConfig
@@ -104,6 +104,22 @@ def require_store(config: TrainConfig, where: str = "", *, comes: bool = False) 
             remedy="make it with cache-teacher; a Slurm job of --after ID waits for it",
         )
     return config.store
+
+
+def require_inputs(config: TrainConfig, where: str = "", *, store_comes: bool = False) -> None:
+    """Refuses a run that would fail as soon as it has started.
+
+    Args:
+        config: Its settings.
+        where: Which run, before what is said.
+        store_comes: Whether somebody may yet make its teacher cache.
+
+    Raises:
+        ConfigError: Naming the manifest or store that is not there.
+    """
+    require_manifest(config.data.train_manifest, f"{where}data.train_manifest")
+    require_manifest(config.data.dev_manifest, f"{where}data.dev_manifest")
+    require_store(config, where, comes=store_comes)
 
 
 def open_store(

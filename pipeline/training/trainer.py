@@ -13,8 +13,6 @@ import torch
 from interkd.kernels.errors import CheckpointError, ConfigError
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.batches import BatchSampler, digest_of
-from interkd.pipeline.files import made_folder
-from interkd.pipeline.locks import hold
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.students.model import Student
 from interkd.pipeline.training.augmentation import spec_augment
@@ -30,10 +28,8 @@ from interkd.pipeline.training.position import Position, TrainResult
 from interkd.pipeline.training.ranks import Ranks
 from interkd.pipeline.training.recipes import RECIPES, uses_intermediate_heads
 from interkd.pipeline.training.resident_audio import ResidentAudio
-from interkd.pipeline.training.run_settings import (
-    LOCK_FILE,
-    begin_run,
-    require_free,
+from interkd.pipeline.training.run_folder import (
+    held_run,
     require_same_run,
     run_settings,
     withdraw_run,
@@ -200,30 +196,15 @@ class Trainer:
             tokens=self.corpus.tokenizer.digest,
             store=None if self.store is None else self.store.digest,
         )
-        if not resume:
-            if self.ranks.is_first:
-                require_free(self.config.out)
-                with made_folder(self.config.out):
-                    self._hold(held)
-                    begin_run(self.config.out, settings)
-            self.ranks.wait()
-            return
-        require_same_run(self.config.out, settings)
         if self.ranks.is_first:
-            self._hold(held)
-        position = self.keeper.restore()
-        if position is not None:  # else killed before the first checkpoint: start again
+            message = self.reporter.message
+            held.enter_context(held_run(self.config.out, settings, resume=resume, message=message))
+        elif resume:
+            require_same_run(self.config.out, settings)
+        if not resume:
+            self.ranks.wait()
+        elif (position := self.keeper.restore()) is not None:  # else killed before the first one
             self.position, self.is_new = position, False
-
-    def _hold(self, held: ExitStack) -> None:
-        """Keeps other processes off this run.
-
-        Raises:
-            CheckpointError: If one trains it already.
-        """
-        lock = hold(self.config.out / LOCK_FILE, message=self.reporter.message)
-        if not held.enter_context(lock):
-            raise CheckpointError(f"another process trains {self.config.out}")
 
     def run(self) -> TrainResult:
         """Trains to the end, the time limit or a stop signal."""

@@ -267,7 +267,9 @@ def test_mistakes_show_before_anything_starts(
         run_sweep(changed)
     run.result.unlink()
     moved = [{"name": "moved", "set": {"data.dev_manifest": "absent"}}]
-    with pytest.raises(ConfigError, match=r"'moved-seed1': manifest; .* got nothing at absent"):
+    with pytest.raises(
+        ConfigError, match=r"'moved-seed1': data.dev_manifest; .* got no file at absent"
+    ):
         run_sweep(read_sweep(write_sweep(runs=moved, baselines=[])))
     distilled = {"objective.recipe": "inter-kd"}
     with pytest.raises(ConfigError, match=r"'kd-seed1': recipe 'inter-kd' learns from a teacher"):

@@ -1,9 +1,11 @@
-"""A run's settings on disk: written when it starts, compared when it is resumed."""
+"""A run's folder: held by one process, its settings written at first and compared at a resume."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import yaml
 
 from interkd.kernels.errors import CheckpointError, ConfigError
 from interkd.pipeline.config import as_plain, build
-from interkd.pipeline.files import write_text
+from interkd.pipeline.files import made_folder, write_text
+from interkd.pipeline.locks import hold
+from interkd.pipeline.progress import SILENT, Message
 from interkd.pipeline.training.config import TrainConfig
 
 SETTINGS_FILE = "config.yaml"
@@ -40,27 +44,49 @@ def run_settings(
     return {**as_plain(config), "corpus": corpus, "tokens": tokens, "store_digest": store}
 
 
-def begin_run(run: Path, settings: dict[str, Any]) -> None:
-    """Writes a new run's settings into its folder.
+@contextmanager
+def held_run(
+    run: Path, settings: dict[str, Any], *, resume: bool, message: Message = SILENT
+) -> Iterator[None]:
+    """Keeps other processes off a run that begins, or goes on; a new one's settings are written.
+
+    Args:
+        run: Its folder.
+        settings: What `run_settings` says.
+        resume: Whether it goes on.
+        message: Told where the disk has no locks.
 
     Raises:
-        CheckpointError: If a run, or anything else, stands there already.
-        ConfigError: If the folder cannot be written.
+        CheckpointError: If another process trains it; if a run, or anything else, stands where a
+            new one is to be, or none where one is to go on.
+        ConfigError: If the folder cannot be written, or the settings are not the run's.
     """
-    require_free(run)
+    with ExitStack() as held:
+        if resume:
+            require_same_run(run, settings)
+            _hold(run, held, message)
+        else:
+            _require_free(run)
+            with made_folder(run):
+                _hold(run, held, message)
+                _require_free(run)  # as another process may have begun and ended one meanwhile
+                _write(run / SETTINGS_FILE, settings)
+        yield
+
+
+def _hold(run: Path, held: ExitStack, message: Message) -> None:
+    if not held.enter_context(hold(run / LOCK_FILE, message=message)):
+        raise CheckpointError(f"another process trains {run}")
+
+
+def _write(path: Path, settings: dict[str, Any]) -> None:
     try:
-        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        write_text(run / SETTINGS_FILE, text)
+        write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     except OSError as error:
-        raise ConfigError(f"cannot write to {run}", got=error.strerror) from error
+        raise ConfigError(f"cannot write to {path.parent}", got=error.strerror) from error
 
 
-def require_free(run: Path) -> None:
-    """Refuses a folder for a new run.
-
-    Raises:
-        CheckpointError: If a run, or anything else, stands there already.
-    """
+def _require_free(run: Path) -> None:
     foreign = [name for name in OWN_NAMES if (run / name).exists()]
     if foreign and not (run / SETTINGS_FILE).exists():
         raise CheckpointError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from interkd.kernels.errors import ConfigError
+from interkd.kernels.norm_activation import has_fast_norm_activation, norm_activation
 from interkd.pipeline.students.config import JasperConfig
 from interkd.pipeline.students.convolution import (
     as_frames,
@@ -132,7 +133,7 @@ class JasperEncoder(nn.Module):
         self.compiled_activate = activate
 
     def compile_layers(self) -> None:
-        """Compiles, for training, what the layers have in common."""
+        """Compiles, for training, what the layers have in common and no kernel does."""
         self.compiled_activate = torch.compile(activate, dynamic=True)
 
     def layer_weights(self) -> list[int]:
@@ -158,6 +159,9 @@ class JasperEncoder(nn.Module):
         x = features.transpose(1, 2).contiguous()
         block_input, mask = x, None
         run = self.compiled_activate if self.training else activate
+        is_fast, seed = self.training and has_fast_norm_activation(x.device), None
+        if is_fast and self.dropout.p:
+            seed = torch.randint(1 << 62, (1,), device=x.device)
         for index, layer in enumerate(self.layers):
             x = layer(x)
             around: Tensor | None = None
@@ -168,7 +172,20 @@ class JasperEncoder(nn.Module):
                 norm_around = cast(nn.BatchNorm2d, block[1])
             if mask is None:
                 mask = frame_mask(frame_lengths, x.shape[1])[:, :, None]
-            x = run(x, cast(nn.BatchNorm2d, layer.norm), around, norm_around, self.dropout, mask)
+            norm = cast(nn.BatchNorm2d, layer.norm)
+            if is_fast:
+                x = norm_activation(
+                    x,
+                    norm,
+                    around,
+                    norm_around,
+                    mask,
+                    dropout=self.dropout.p,
+                    seed=seed,
+                    stream=index,
+                )
+            else:
+                x = run(x, norm, around, norm_around, self.dropout, mask)
             changed = at_layer(index + 1, x)
             x = x if changed is x else changed * mask
             if index == 0 or index in self.block_ends:

@@ -13,38 +13,54 @@ from interkd.kernels._triton.depthwise import correlate, slide
 from interkd.kernels._triton.frame_gradients import frame_gradients
 from interkd.kernels._triton.frame_losses import frame_losses
 from interkd.kernels._triton.lattice import sweep_halves, sweep_occupancies
+from interkd.kernels._triton.norm_activation import (
+    activate,
+    moments,
+    slopes_of_inputs,
+    sum_slopes,
+)
 from interkd.kernels._triton.prepare import combine, prepare
 
 TRANSCRIPTS = ("targets", "frame_lengths", "target_lengths")
 TEACHER = ("compared_lengths", "frame_offsets", "entry_offsets", "tokens", "log_probs", "selected")
+OF_THE_WAY_AROUND = (
+    *("around", "partial_around", "weight_around", "bias_around", "norm_around"),
+    *("running_mean_around", "running_var_around", "slope_around"),
+)
+FRAMES = ("logits", "out", "x", "around", "slope", "slope_x", "slope_around")
 TYPES = {
-    "*i64": (*TRANSCRIPTS, "compared_lengths", "frame_offsets", "entry_offsets"),
+    "*i64": (*TRANSCRIPTS, "compared_lengths", "frame_offsets", "entry_offsets", "seed"),
     "*i32": ("tokens", "slot_of", "slots", "occupancy"),
-    "*i1": ("selected", "impossible"),
+    "*i1": ("selected", "impossible", "mask"),
     "i64": ("offset1", "offset2", "offset3", "out1", "out2", "out3"),
     "i32": (
         *("batch", "T", "width", "vocab_size", "entries", "teacher_length", "blank"),
         *("channels", "taps", "dilation", "lanes"),
+        *("rows", "shares", "threshold", "stream"),
         *("first_head", "all_heads", "ctc_heads", "distilled_heads"),
     ),
-    "fp32": ("temperature",),
+    "fp32": (
+        *("temperature", "enlarge"),
+        *("momentum", "epsilon", "momentum_around", "epsilon_around"),
+    ),
 }
 TYPE_OF = {name: kind for kind, names in TYPES.items() for name in names}
 
 
-def compile_kernel(kernel: Any, constants: dict[str, Any], logits: str = "*fp32") -> None:
+def compile_kernel(kernel: Any, constants: dict[str, Any], frames: str = "*fp32") -> None:
     """Every argument without another type is a float pointer; what is not there is None."""
     signature, values = {}, {}
     absent = set() if constants.get("CTC", True) else set(TRANSCRIPTS)
     absent |= set() if constants.get("DISTILL", True) else set(TEACHER)
     absent |= set() if constants.get("SELECTED", True) else {"selected"}
+    absent |= set() if constants.get("AROUND", True) else set(OF_THE_WAY_AROUND)
+    absent |= set() if constants.get("DROPOUT", True) else {"seed"}
     for place, name in enumerate(kernel.arg_names):
         if name in constants or name in absent:
             signature[name] = "constexpr"
             values[(place,)] = constants.get(name)
         else:
-            float_pointer = logits if name in ("logits", "out") else "*fp32"
-            signature[name] = TYPE_OF.get(name, float_pointer)
+            signature[name] = TYPE_OF.get(name, frames if name in FRAMES else "*fp32")
     source = ASTSource(fn=kernel, signature=signature, constexprs=values)
     triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 2})
 
@@ -70,6 +86,13 @@ def main() -> None:
         compile_kernel(frame_losses, asked, logits)
     compile_kernel(slide, {"FLIP": True, "LANES": 16, "BLOCK_C": 64})
     compile_kernel(correlate, {"STEPS": 33, "LANES": 8, "BLOCK_C": 64})
+    sizes = {"ROWS": 16, "BLOCK_C": 64}
+    compile_kernel(moments, sizes, "*bf16")
+    for around in (False, True):
+        asked = {**sizes, "AROUND": around}
+        compile_kernel(sum_slopes, asked, "*bf16")
+        compile_kernel(slopes_of_inputs, {**asked, "SHARES": 64}, "*bf16")
+        compile_kernel(activate, {**asked, "DROPOUT": not around, "SHARES": 64}, "*bf16")
     print("compiled")
 
 

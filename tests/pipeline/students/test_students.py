@@ -11,6 +11,7 @@ import torch
 from interkd.kernels.errors import CheckpointError, ConfigError
 from interkd.pipeline.audio_library import torchaudio
 from interkd.pipeline.corpus.tokens import Tokenizer
+from interkd.pipeline.students import jasper
 from interkd.pipeline.students.checkpoint import load_student, save_student
 from interkd.pipeline.students.config import (
     ConformerConfig,
@@ -75,6 +76,33 @@ def test_padding_never_reaches_an_utterance(encoder: str, device: torch.device) 
         tolerance = 2e-5 if device.type == "cpu" else 2e-3  # convolutions run in TF32 there
         for one, many in zip(alone.logits, together.logits, strict=True):
             torch.testing.assert_close(one[0, :frames], many[row, :frames], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("self_conditioned", [False, True])
+def test_the_kernel_after_a_convolution_trains_the_same_student(
+    self_conditioned: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    config = replace(SMALL["jasper-mini"], self_conditioned=self_conditioned)
+    start = Student(config, 7).state_dict()
+    waveforms, lengths = 0.1 * torch.randn(3, 8000), torch.tensor([8000, 4001, 6345])
+    found = []
+    for kernel in (True, False):
+        monkeypatch.setattr(jasper, "has_fast_norm_activation", lambda _, kernel=kernel: kernel)
+        student = Student(config, 7)
+        student.load_state_dict(start)
+        student.to(device).train()
+        logits = student(waveforms.to(device), lengths.to(device)).logits
+        torch.manual_seed(1)
+        weights = [torch.randn(head.shape).to(device) for head in logits]
+        torch.autograd.backward(logits, weights)
+        norms = {name: x for name, x in student.named_buffers() if "running" in name}
+        gradients = {name: weight.grad for name, weight in student.named_parameters()}
+        found.append((list(logits), gradients, norms))
+    assert all(gradient is not None for gradient in found[0][1].values())
+    tolerance = 1e-4 if device.type == "cpu" else 5e-3  # convolutions run in TF32 there
+    torch.testing.assert_close(found[0], found[1], rtol=tolerance, atol=tolerance)
 
 
 def test_jasper_mini_has_the_papers_weights_and_heads() -> None:

@@ -93,39 +93,6 @@ def normaliser(
     return mean, scale
 
 
-@triton.jit
-def activate_rows(
-    x,
-    around,
-    mask,
-    out,
-    row,
-    random,
-    slope,
-    offset,
-    slope_around,
-    rows,
-    channel,
-    channels,
-    threshold,
-    enlarge,
-    AROUND: tl.constexpr,
-    DROPOUT: tl.constexpr,
-):
-    valid = (row < rows)[:, None] & (channel < channels)[None, :]
-    place = row.to(tl.int64)[:, None] * channels + channel[None, :]
-    values = tl.load(x + place, mask=valid, other=0.0).to(tl.float32) * slope + offset
-    if AROUND:
-        values += tl.load(around + place, mask=valid, other=0.0).to(tl.float32) * slope_around
-    values = tl.maximum(values, 0.0)
-    is_frame = tl.load(mask + row, mask=row < rows, other=0) != 0
-    kept = tl.broadcast_to(is_frame[:, None], values.shape)
-    if DROPOUT:
-        kept = kept & ((random >> 1).to(tl.int32) >= threshold)
-        values *= enlarge
-    tl.store(out + place, tl.where(kept, values, 0.0), mask=valid)
-
-
 @triton.jit(do_not_specialize=["threshold", "stream"])
 def activate(
     x,
@@ -165,45 +132,59 @@ def activate(
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = channel < channels
     mean, scale = normaliser(
-        x, partial, norm, running_mean, running_var, rows, channel, channels, momentum, epsilon,
-        shares, SHARES,
-    )  # fmt: skip
+        x,
+        partial,
+        norm,
+        running_mean,
+        running_var,
+        rows,
+        channel,
+        channels,
+        momentum,
+        epsilon,
+        shares,
+        SHARES,
+    )
     slope = scale * tl.load(weight + channel, mask=inside, other=0.0)
     offset = tl.load(bias + channel, mask=inside, other=0.0) - mean * slope
     slope_around = slope
     if AROUND:
         mean, scale = normaliser(
-            around, partial_around, norm_around, running_mean_around, running_var_around, rows,
-            channel, channels, momentum_around, epsilon_around, shares, SHARES,
-        )  # fmt: skip
+            around,
+            partial_around,
+            norm_around,
+            running_mean_around,
+            running_var_around,
+            rows,
+            channel,
+            channels,
+            momentum_around,
+            epsilon_around,
+            shares,
+            SHARES,
+        )
         slope_around = scale * tl.load(weight_around + channel, mask=inside, other=0.0)
         offset += tl.load(bias_around + channel, mask=inside, other=0.0) - mean * slope_around
     slope, offset, slope_around = slope[None, :], offset[None, :], slope_around[None, :]
     key = tl.load(seed) + stream if DROPOUT else 0
     for tile in range(tl.program_id(1), tl.cdiv(rows, 4 * ROWS), tl.num_programs(1)):
         counter = (tile * ROWS + tl.arange(0, ROWS))[:, None] * channels + channel[None, :]
-        if DROPOUT:
-            # Seven rounds pass the tests of randomness that ten do (Salmon et al. 2011).
-            random0, random1, random2, random3 = tl.randint4x(key, counter, n_rounds=7)
-        else:
-            random0, random1, random2, random3 = counter, counter, counter, counter
-        row = tile * 4 * ROWS + tl.arange(0, ROWS)
-        activate_rows(
-            x, around, mask, out, row, random0, slope, offset, slope_around, rows, channel,
-            channels, threshold, enlarge, AROUND, DROPOUT,
-        )  # fmt: skip
-        activate_rows(
-            x, around, mask, out, row + ROWS, random1, slope, offset, slope_around, rows, channel,
-            channels, threshold, enlarge, AROUND, DROPOUT,
-        )  # fmt: skip
-        activate_rows(
-            x, around, mask, out, row + 2 * ROWS, random2, slope, offset, slope_around, rows,
-            channel, channels, threshold, enlarge, AROUND, DROPOUT,
-        )  # fmt: skip
-        activate_rows(
-            x, around, mask, out, row + 3 * ROWS, random3, slope, offset, slope_around, rows,
-            channel, channels, threshold, enlarge, AROUND, DROPOUT,
-        )  # fmt: skip
+        # Seven rounds pass the tests of randomness that ten do (Salmon et al. 2011).
+        randoms = tl.randint4x(key, counter, n_rounds=7)
+        for part in tl.static_range(4):
+            row = (tile * 4 + part) * ROWS + tl.arange(0, ROWS)
+            valid = (row < rows)[:, None] & inside[None, :]
+            place = row.to(tl.int64)[:, None] * channels + channel[None, :]
+            values = tl.load(x + place, mask=valid, other=0.0).to(tl.float32) * slope + offset
+            if AROUND:
+                other = tl.load(around + place, mask=valid, other=0.0).to(tl.float32)
+                values += other * slope_around
+            is_frame = tl.load(mask + row, mask=row < rows, other=0) != 0
+            values = tl.where(is_frame[:, None], tl.maximum(values, 0.0), 0.0)
+            if DROPOUT:
+                kept = (randoms[part] >> 1).to(tl.int32) >= threshold
+                values = tl.where(kept, values * enlarge, 0.0)
+            tl.store(out + place, values, mask=valid)
 
 
 @triton.jit

@@ -2,7 +2,8 @@
 
 Students of the experiment (benchmarks/inter_kd), one batch of equal utterances of 12 s, the
 recipes asked for, gradient clipping and AdamW. Variants: `eager`; `compiled` layers;
-`library`, cuDNN's depthwise convolution instead of the kernel; `graph`, replayed as a CUDA graph.
+`library`, cuDNN's depthwise convolution instead of the kernel; `norms`, Jasper's norms by torch
+instead of the kernel; `graph`, replayed as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kernels.machine import describe
 from kernels.problems import Shape, make_example
 from torch import nn
 
-from interkd.pipeline.students import convolution
+from interkd.pipeline.students import convolution, jasper
 from interkd.pipeline.students.config import ConformerConfig, FeatureConfig, StudentConfig
 from interkd.pipeline.students.model import Student, StudentOutput
 from interkd.pipeline.training.config import OptimiserConfig
@@ -134,6 +135,10 @@ def busiest(
     return sum(row[1] for row in rows), rows[:40]
 
 
+def _never(_: Any) -> bool:
+    return False
+
+
 def main() -> None:
     """Prints a line a variant and the kernels of the fastest, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -151,6 +156,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda")
     own_depthwise = convolution.has_fast_depthwise
+    own_norms = jasper.has_fast_norm_activation
     records = []
     runs = product(
         options.students.split(","),
@@ -159,17 +165,18 @@ def main() -> None:
         options.variants.split(","),
     )
     for name, recipe, audio_seconds, variant in runs:
-        library = "library" in variant
-        convolution.has_fast_depthwise = (lambda _: False) if library else own_depthwise
+        traits = variant.split("-")
+        convolution.has_fast_depthwise = _never if "library" in traits else own_depthwise
+        jasper.has_fast_norm_activation = _never if "norms" in traits else own_norms
         torch._dynamo.reset()
-        compiled = variant.startswith("compiled")
+        compiled = "compiled" in traits
         started = time.perf_counter()
         step = make_step(name, audio_seconds, options.seconds, recipe, compiled, device)
         torch.cuda.reset_peak_memory_stats()
         step()
         torch.cuda.synchronize()
         first = time.perf_counter() - started
-        if "graph" in variant:
+        if "graph" in traits:
             step = as_graph(step)
         wall, host = clock(step, options.steps)
         trace = None

@@ -42,11 +42,23 @@ VOCAB, TARGETS_A_SECOND = 29, 14
 
 
 def make_step(
-    name: str, audio_seconds: float, seconds: float, recipe: str, compiled: bool, device: Any
+    name: str,
+    audio_seconds: float,
+    seconds: float,
+    recipe: str,
+    compiled: bool,
+    device: Any,
+    dropout: float | None = None,
 ) -> Callable[[], None]:
     """One step of a fresh student on one batch."""
     torch.manual_seed(0)
     settings = STUDENTS[name]
+    if dropout is not None:
+        settings = replace(
+            settings,
+            jasper=replace(settings.jasper, dropout=dropout),
+            conformer=replace(settings.conformer, dropout=dropout),
+        )
     if RECIPES[recipe].self_conditioned:
         settings = replace(settings, self_conditioned=True)
     elif not uses_intermediate_heads(ObjectiveConfig(recipe=recipe)):
@@ -146,6 +158,7 @@ def main() -> None:
     parser.add_argument("--audio-seconds", default="320,768")
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--recipes", default="inter-kd")
+    parser.add_argument("--dropout", type=float, help="instead of the student's own")
     parser.add_argument(
         "--variants", default="eager-library,eager,eager-graph,compiled,compiled-graph"
     )
@@ -171,7 +184,9 @@ def main() -> None:
         torch._dynamo.reset()
         compiled = "compiled" in traits
         started = time.perf_counter()
-        step = make_step(name, audio_seconds, options.seconds, recipe, compiled, device)
+        step = make_step(
+            *(name, audio_seconds, options.seconds, recipe, compiled, device, options.dropout)
+        )
         torch.cuda.reset_peak_memory_stats()
         step()
         torch.cuda.synchronize()
@@ -208,7 +223,8 @@ def main() -> None:
             }
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {**describe(device), "seconds": options.seconds, "runs": records}
+    settings = {"seconds": options.seconds, "dropout": options.dropout}
+    result = {**describe(device), **settings, "runs": records}
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

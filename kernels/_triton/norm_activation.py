@@ -16,6 +16,7 @@ _CHANNELS = 64  # bfloat16: a whole line of memory
 _ROWS = 16  # four times: a program's rows at once
 _PROGRAMS = 528  # four for each multiprocessor of an H100 or H200
 _MOST_SHARES = 64
+_WARPS = 4
 
 
 class Running(NamedTuple):
@@ -313,7 +314,7 @@ def _moments(x: Tensor) -> Tensor:
     rows = x.numel() // channels
     grid = _grid(rows, channels)
     partial = torch.empty(grid[1], 2, channels, dtype=torch.float32, device=x.device)
-    moments[grid](x, partial, rows, channels, ROWS=_ROWS, BLOCK_C=_CHANNELS, num_warps=8)
+    moments[grid](x, partial, rows, channels, ROWS=_ROWS, BLOCK_C=_CHANNELS, num_warps=2 * _WARPS)
     return partial
 
 
@@ -372,6 +373,7 @@ class NormActivation(torch.autograd.Function):
             SHARES=triton.next_power_of_2(grid[1]),
             ROWS=_ROWS,
             BLOCK_C=_CHANNELS,
+            num_warps=_WARPS,
         )
         ctx.save_for_backward(x, weight, stats, around, weight_around, stats_around, out)
         return out
@@ -389,7 +391,7 @@ class NormActivation(torch.autograd.Function):
         sums = torch.empty(kinds, channels, dtype=torch.float32, device=x.device)
         slope_x = torch.empty_like(x)
         slope_around = None if around is None else torch.empty_like(around)
-        sizes = {"AROUND": around is not None, "ROWS": _ROWS, "BLOCK_C": _CHANNELS}
+        sizes = {"ROWS": _ROWS, "BLOCK_C": _CHANNELS, "num_warps": _WARPS}
         sum_slopes[grid](
             slope,
             out,
@@ -401,6 +403,7 @@ class NormActivation(torch.autograd.Function):
             partial,
             rows,
             channels,
+            AROUND=around is not None,
             **sizes,
         )
         slopes_of_inputs[grid](
@@ -421,6 +424,7 @@ class NormActivation(torch.autograd.Function):
             channels,
             grid[1],
             SHARES=triton.next_power_of_2(grid[1]),
+            AROUND=around is not None,
             **sizes,
         )
         slopes = [slope_x, sums[1], sums[0], None, None, None]

@@ -173,7 +173,7 @@ class JasperEncoder(nn.Module):
             if mask is None:
                 mask = frame_mask(frame_lengths, x.shape[1])[:, :, None]
             norm = cast(nn.BatchNorm2d, layer.norm)
-            if is_fast:
+            if is_fast and norm.training:
                 x = norm_activation(
                     x,
                     norm,

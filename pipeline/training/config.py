@@ -117,7 +117,8 @@ class TrainConfig:
         store: Teacher cache; None for objectives without a teacher.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: Autocast type of the forward pass; the loss is float32 always.
-        compile: Compiles what the encoder's layers share with torch.compile.
+        compile: Compiles what the encoder's layers share with torch.compile, where no kernel of
+            interkd does it.
         cuda_graphs: Replays each shape of batch as one CUDA graph, so that a small student does
             not wait for the host. Batches have few shapes then: utterances are padded to their
             bucket's longest, on a CPU too, where there are no graphs.

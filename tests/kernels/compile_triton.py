@@ -87,12 +87,12 @@ def main() -> None:
     compile_kernel(slide, {"FLIP": True, "LANES": 16, "BLOCK_C": 64})
     compile_kernel(correlate, {"STEPS": 33, "LANES": 8, "BLOCK_C": 64})
     sizes = {"ROWS": 16, "BLOCK_C": 64}
-    compile_kernel(moments, sizes, "*bf16")
+    compile_kernel(moments, {**sizes, "ROWS": 128}, "*bf16")
     for around in (False, True):
         asked = {**sizes, "AROUND": around}
         compile_kernel(sum_slopes, asked, "*bf16")
-        compile_kernel(slopes_of_inputs, {**asked, "SHARES": 64}, "*bf16")
-        compile_kernel(activate, {**asked, "DROPOUT": not around, "SHARES": 64}, "*bf16")
+        compile_kernel(slopes_of_inputs, {**asked, "SHARES": 32}, "*bf16")
+        compile_kernel(activate, {**asked, "DROPOUT": not around, "SHARES": 32}, "*bf16")
     print("compiled")
 
 

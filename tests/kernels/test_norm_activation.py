@@ -106,13 +106,34 @@ def test_dropout_keeps_its_share_enlarged(device: torch.device, dropout: float) 
     torch.testing.assert_close(
         dropped[dropped > 0], whole[dropped > 0] / (1 - dropout), rtol=1e-5, atol=1e-6
     )
-    # No row, channel or quarter of a tile is favoured, and neighbours do not agree.
-    ones = run(x.abs() * 0 + x, torch.ones_like(mask), dropout, 1) > 0
-    positive = run(x, torch.ones_like(mask), 0.0, 1) > 0
-    for axes in ((0, 1), (0, 2)):
-        share = ones.sum(axes) / positive.sum(axes)
-        deviation = (dropout * (1 - dropout) / positive.sum(axes)).sqrt()
-        assert ((share - (1 - dropout)).abs() < 5 * deviation).all()
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_dropout_favours_nothing_and_neighbours_do_not_agree(
+    device: torch.device, dropout: float
+) -> None:
+    frames, channels = 640, 130
+    x = torch.randn(1, frames, channels, device=device)
+    mask = torch.ones(1, frames, 1, dtype=torch.bool, device=device)
+    norm = nn.BatchNorm2d(channels).to(device)
+    nn.init.constant_(norm.bias, 20.0)  # all are positive
+    seed = torch.tensor(1, device=device)
+    out = norm_activation(x, norm, None, None, mask, dropout=dropout, seed=seed, stream=0)
+    kept = (out[0] > 0).float()
+
+    def is_near(mean: torch.Tensor, expected: float, count: int) -> None:
+        spread = (expected * (1 - expected) / count) ** 0.5
+        assert ((mean - expected).abs() < 5 * spread).all()
+
+    is_near(kept.mean(0), 1 - dropout, frames)
+    is_near(kept.mean(1), 1 - dropout, channels)
+    both = dropout**2 + (1 - dropout) ** 2
+    for rows in (1, 16, 32, 48, 64, 128):  # within a tile's part, from part to part, tile to tile
+        agree = (kept[rows:] == kept[:-rows]).float()
+        is_near(agree.mean(), both, agree.numel())
+    for columns in (1, 64, 128):
+        agree = (kept[:, columns:] == kept[:, :-columns]).float()
+        is_near(agree.mean(), both, agree.numel())
 
 
 def test_dropout_is_of_seed_and_stream(device: torch.device) -> None:
@@ -167,3 +188,62 @@ def test_bfloat16_keeps_its_dtype(device: torch.device) -> None:
     torch.testing.assert_close(out.float(), wanted, rtol=1e-2, atol=1e-2)
     (gradient,) = torch.autograd.grad(out.sum(), x)
     assert gradient.dtype == torch.bfloat16
+
+
+def test_each_weight_has_a_gradient_of_its_own(device: torch.device) -> None:
+    """Clipping changes gradients in place: what two share it would change twice."""
+    torch.manual_seed(0)
+    x, around = (torch.randn(2, 9, 6, device=device).requires_grad_() for _ in range(2))
+    first, second = (norm.to(device) for norm in norms(6, 2))
+    mask = torch.ones(2, 9, 1, dtype=torch.bool, device=device)
+    out = norm_activation(x, first, around, second, mask, dropout=0.0, seed=None, stream=0)
+    torch.autograd.backward(out, torch.ones_like(out))
+    weights = [*first.parameters(), *second.parameters()]
+    before = [weight.grad.clone() for weight in weights if weight.grad is not None]
+    norm = nn.utils.clip_grad_norm_(weights, 0.01)
+    for weight, gradient in zip(weights, before, strict=True):
+        torch.testing.assert_close(weight.grad, gradient * 0.01 / norm, rtol=1e-4, atol=1e-8)
+
+
+def test_one_frame_far_from_the_rest(device: torch.device) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 5000, 3)
+    x[0, 0] = 1000.0
+    norm = nn.BatchNorm2d(3, momentum=1.0).to(device)
+    mask = torch.ones(1, 5000, 1, dtype=torch.bool, device=device)
+    norm_activation(x.to(device), norm, None, None, mask, dropout=0.0, seed=None, stream=0)
+    assert norm.running_var is not None
+    variance = x[0].double().var(0)
+    torch.testing.assert_close(norm.running_var.cpu().double(), variance, rtol=1e-4, atol=0)
+
+
+def test_what_is_no_number_stays_so(device: torch.device) -> None:
+    x = torch.randn(1, 40, 3, device=device)
+    x[0, 3, 1] = torch.nan
+    mask = torch.ones(1, 40, 1, dtype=torch.bool, device=device)
+    out = run(x, mask, 0.0, 0)
+    assert out[..., 1].isnan().all()
+    assert not out[..., 0].isnan().any()
+
+
+def test_replays_of_a_graph_drop_others_each_time(device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("needs --device cuda")
+    x = torch.randn(2, 50, 40, device=device)
+    mask = torch.ones(2, 50, 1, dtype=torch.bool, device=device)
+    norm = nn.BatchNorm2d(40).to(device)
+
+    def step() -> Tensor:
+        seed = torch.randint(1 << 62, (1,), device=device)
+        return norm_activation(x, norm, None, None, mask, dropout=0.5, seed=seed, stream=0)
+
+    torch.manual_seed(3)
+    wanted = [step() for _ in range(2)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    torch.manual_seed(3)
+    for expected_out in wanted:
+        graph.replay()
+        assert torch.equal(out, expected_out)
+    assert not torch.equal(*wanted)

@@ -78,6 +78,19 @@ def test_padding_never_reaches_an_utterance(encoder: str, device: torch.device) 
             torch.testing.assert_close(one[0, :frames], many[row, :frames], rtol=0, atol=tolerance)
 
 
+def test_frozen_norms_are_left_as_they_are(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(jasper, "has_fast_norm_activation", lambda _: True)
+    student = Student(SMALL["jasper-mini"], 7).to(device).train()
+    norms = [norm for norm in student.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eval()
+    student(torch.randn(2, 4000, device=device), torch.tensor([4000, 3000], device=device))
+    assert all(norm.running_mean is not None and not norm.running_mean.any() for norm in norms)
+
+
 @pytest.mark.parametrize("self_conditioned", [False, True])
 def test_the_kernel_after_a_convolution_trains_the_same_student(
     self_conditioned: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ _STEPS = 33  # with the taps' seven, a multiple of what is unrolled
 _MOST_SHARES = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def slide(
     x,
     weight,
@@ -73,7 +73,7 @@ def slide(
     tl.store(place + 3 * step_size, total3, mask=(first + 3 * dilation < T)[:, None] & is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "T", "lanes"])
 def correlate(
     x,
     slope,

@@ -42,7 +42,7 @@ def _slopes(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "T", "width", "entries"])
 def frame_gradients(
     logits,
     offset1: tl.int64,

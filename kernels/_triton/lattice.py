@@ -136,7 +136,7 @@ def _keep(kept_m, kept_e, row, width, position, valid, label_m, label_e):
 
 
 # A width known to be a multiple of 16 would spread the states over the threads in another order.
-@triton.jit(do_not_specialize=["width"])
+@triton.jit(do_not_specialize=["batch", "T", "width"])
 def sweep_halves(
     frames,
     label_logits,
@@ -243,7 +243,7 @@ def _add_occupancy(place, into_m, into_e, met_m, met_e, scale, total_e, valid):
 
 
 # A width known to be a multiple of 16 would spread the states over the threads in another order.
-@triton.jit(do_not_specialize=["width"])
+@triton.jit(do_not_specialize=["batch", "T", "width"])
 def sweep_occupancies(
     frames,
     label_logits,

@@ -52,7 +52,7 @@ def store_rows(x, values, row, rows, channel, channels):
     tl.store(x + row.to(tl.int64)[:, None] * channels + channel[None, :], values, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def moments(x, about, partial, rows, channels, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
     """Sums of every n-th tile of rows and of their squares, about the mean of the first 64 rows.
 
@@ -127,7 +127,7 @@ def normaliser(
     return mean, scale
 
 
-@triton.jit(do_not_specialize=["threshold", "stream"])
+@triton.jit(do_not_specialize=["rows", "shares", "threshold", "stream"])
 def activate(
     x,
     partial,
@@ -234,7 +234,7 @@ def passed(slope, out, row, rows, channel, channels, enlarge):
     return tl.where(active, values, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def sum_slopes(
     slope,
     out,
@@ -279,7 +279,7 @@ def sum_slopes(
         tl.store(place + 2 * channels, sums, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "shares"])
 def slopes_of_inputs(
     slope,
     out,

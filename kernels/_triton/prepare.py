@@ -71,7 +71,7 @@ def _soften(
     tl.store(rests + teacher_length + n, score)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "width", "teacher_length", "entries"])
 def prepare(
     targets,
     target_lengths,
@@ -153,7 +153,7 @@ def prepare(
             tl.store(slots + i * width + u, slot, mask=u < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "T"])
 def combine(
     ctc_losses,
     divergences,

@@ -44,11 +44,15 @@ TYPES = {
         *("momentum", "epsilon", "momentum_around", "epsilon_around"),
     ),
 }
+OF_A_BATCH = {"batch", "T", "width", "teacher_length", "entries", "rows", "lanes", "shares"}
 TYPE_OF = {name: kind for kind, names in TYPES.items() for name in names}
 
 
 def compile_kernel(kernel: Any, constants: dict[str, Any], frames: str = "*fp32") -> None:
     """Every argument without another type is a float pointer; what is not there is None."""
+    for parameter in kernel.params:
+        if parameter.name in OF_A_BATCH and not parameter.do_not_specialize:
+            raise AssertionError(f"{kernel.__name__} is compiled anew for another {parameter.name}")
     signature, values = {}, {}
     absent = set() if constants.get("CTC", True) else set(TRANSCRIPTS)
     absent |= set() if constants.get("DISTILL", True) else set(TEACHER)

@@ -98,16 +98,19 @@ def measure_streams(options: argparse.Namespace) -> dict[int, float]:
 @contextmanager
 def multi_process_service() -> Iterator[None]:
     """NVIDIA's MPS for the processes started inside, with its files in a folder of its own."""
+    former = dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         names = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
         os.environ |= dict.fromkeys(names, folder)
         subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):  # the service numbers them anew
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(visible.count(",") + 1)))
         try:
             yield
         finally:
             subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False)
-            for name in names:
-                del os.environ[name]
+            os.environ.clear()
+            os.environ |= former
 
 
 def main() -> None:

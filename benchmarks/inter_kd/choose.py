@@ -1,15 +1,17 @@
 """The experiment's sweep from its tuning: each recipe with the settings that dev liked best.
 
     E=benchmarks/inter_kd
-    python $E/choose.py $E/jasper-{first,tuning}.yaml --epochs 80 --out $E/jasper-sweep.yaml
+    python $E/choose.py $E/jasper-{first,tuning}.yaml --epochs 80 \\
+        --times $E/results/h200-recipes.json --out $E/jasper-sweep.yaml
 
 Every run of the tuning must be done. Recipes that were not tuned take the settings of their nearest
-kin.
+kin. The times are what bench_training.py wrote of the recipes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("tuning", type=Path, nargs="+")
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seeds", default="1, 2, 3")
+    parser.add_argument("--times", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     tries: dict[str, list[Try]] = {recipe: [] for recipe in RECIPES}
@@ -88,6 +91,8 @@ def main() -> None:
         shared = best[kin].settings.items()
         settings = {key: value for key, value in shared if not key.startswith("objective.")}
         lines += [f"  # as {kin}", run_line(recipe, settings, options.epochs)]
+    times = json.loads(options.times.read_text(encoding="utf-8"))["runs"]
+    ms = ", ".join(f"{run['recipe']}: {run['ms']:.2f}" for run in times)
     head = f"""\
 # Made by choose.py of the tuning: each recipe with the settings that dev liked best.
 base: jasper.yaml
@@ -97,6 +102,7 @@ score: {SETS}
 teacher: {TEACHER}
 jobs: 4
 baselines: [ctc, inter-ctc, inter-kd]
+ms_a_step: {{{ms}}}
 runs:
 """
     text = head + "\n".join(lines) + f"\ngrid: {{seed: [{options.seeds}]}}\n"

@@ -89,7 +89,11 @@ def main() -> None:
         lines += [f"  # {said}", run_line(recipe, best[recipe].settings, options.epochs)]
     for recipe, kin in KIN.items():
         shared = best[kin].settings.items()
-        settings = {key: value for key, value in shared if not key.startswith("objective.")}
+        settings = {
+            key: value
+            for key, value in shared
+            if not key.startswith("objective.") or key.endswith("ctc_weight")
+        }
         lines += [f"  # as {kin}", run_line(recipe, settings, options.epochs)]
     times = json.loads(options.times.read_text(encoding="utf-8"))["runs"]
     ms = ", ".join(f"{run['recipe']}: {run['ms']:.2f}" for run in times)

@@ -15,16 +15,20 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "inter_kd"
 def test_each_recipe_gets_its_best_settings(tmp_path: Path) -> None:
     out = tmp_path / "sweep.yaml"
     (tmp_path / "jasper.yaml").write_bytes((FOLDER / "jasper.yaml").read_bytes())
+    times = FOLDER / "results" / "h200-recipes.json"
     command = [sys.executable, str(FOLDER / "choose.py"), str(FOLDER / "jasper-first.yaml")]
+    command += ["--epochs", "7", "--seeds", "1, 2", "--times", str(times), "--out", str(out)]
     done = subprocess.run(
-        [*command, "--epochs", "7", "--seeds", "1, 2", "--out", str(out)],
+        command,
         cwd=FOLDER.parents[1],  # where the sweep's results are
         capture_output=True,
         text=True,
         check=True,
     )
     assert "inter-kd: inter-kd-l2: 62.19 % on dev, best of 2" in done.stdout
-    runs = {run.name: run.config for run in expand(read_sweep(out))}
+    sweep = read_sweep(out)
+    assert {time.recipe: time.ms for time in sweep.ms_a_step}["inter-kd"] == 8.26
+    runs = {run.name: run.config for run in expand(sweep)}
     assert runs["inter-kd-seed2"].objective.distill_weight == 2.0
     assert runs["inter-kd-seed2"].epochs == 7
     assert runs["inter-mass3-ntdk-seed1"].objective.distill_weight is None  # another loss's weight

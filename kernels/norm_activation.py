@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,15 @@ from torch import Tensor, nn
 from interkd.kernels.backends import OLDEST_TRITON, load_kernel, triton_version
 
 _HAS_TRITON = triton_version() >= OLDEST_TRITON
+
+
+class Running(NamedTuple):
+    """What a batch norm averages from batch to batch: float32 `(C,)`, changed in place."""
+
+    mean: Tensor
+    var: Tensor
+    momentum: float
+    epsilon: float
 
 
 def has_fast_norm_activation(device: torch.device) -> bool:
@@ -55,5 +64,6 @@ def norm_activation(
     return cast(Tensor, apply(*inputs))
 
 
-def _running(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float, float]:
-    return norm.running_mean, norm.running_var, norm.momentum or 0.0, norm.eps
+def _running(norm: nn.BatchNorm2d) -> Running:
+    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    return Running(mean, var, norm.momentum or 0.0, norm.eps)

@@ -13,12 +13,8 @@ from interkd.kernels._triton.depthwise import correlate, slide
 from interkd.kernels._triton.frame_gradients import frame_gradients
 from interkd.kernels._triton.frame_losses import frame_losses
 from interkd.kernels._triton.lattice import sweep_halves, sweep_occupancies
-from interkd.kernels._triton.norm_activation import (
-    activate,
-    moments,
-    slopes_of_inputs,
-    sum_slopes,
-)
+from interkd.kernels._triton.norm_backward import slopes_of_inputs, sum_slopes
+from interkd.kernels._triton.norm_forward import activate, moments
 from interkd.kernels._triton.prepare import combine, prepare
 
 TRANSCRIPTS = ("targets", "frame_lengths", "target_lengths")

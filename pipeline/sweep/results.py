@@ -19,6 +19,7 @@ from interkd.pipeline.sweep.runs import (
     stored_settings,
 )
 from interkd.pipeline.sweep.scores import SplitScore, scores_from_json, scores_to_json
+from interkd.pipeline.training.run_folder import SETTINGS_FILE
 
 RESULT_FORMAT = 1
 
@@ -136,13 +137,17 @@ def _from_json(value: Mapping[str, Any]) -> RunResult:
 def finished_result(run: Run, manifests: Mapping[str, str | None]) -> RunResult | None:
     """The result of a run, or None if it has none yet.
 
+    A result that lacks a split counts as none while the run's folder stands: the worker scores its
+    checkpoint again, without training.
+
     Args:
         run: The run.
         manifests: Digest of each split's manifest as it is now; None where that is not known.
 
     Raises:
-        ConfigError: If the result cannot be read, or is of other settings or manifests: such a
-            result must neither count for this run nor be overwritten.
+        ConfigError: If the result cannot be read, or is of other settings or manifests, or lacks
+            a split and the folder is gone: such a result must neither count for this run nor be
+            overwritten.
     """
     if not run.result.exists():
         return None
@@ -156,11 +161,18 @@ def finished_result(run: Run, manifests: Mapping[str, str | None]) -> RunResult 
         )
     for split, digest in manifests.items():
         score = result.scores.get(split)
-        if score is None or (digest is not None and score.manifest != digest):
+        if score is not None and digest is not None and score.manifest != digest:
             raise ConfigError(
                 f"run '{run.name}' has a result of another '{split}' manifest",
                 expected=digest,
-                got=None if score is None else score.manifest,
+                got=score.manifest,
                 remedy=f"remove {run.result}: the run is then scored again from its checkpoint",
             )
-    return result
+    missing = " and ".join(split for split in manifests if split not in result.scores)
+    if missing and not (run.config.out / SETTINGS_FILE).exists():
+        raise ConfigError(
+            f"run '{run.name}' has a result without scores of {missing}",
+            got=f"no checkpoint to score in {run.config.out}",
+            remedy=f"take {missing} out of score, or remove {run.result} to train again",
+        )
+    return None if missing else result

@@ -66,6 +66,21 @@ def test_from_nothing_to_a_report(sweep: Path, capsys: pytest.CaptureFixture[str
     assert run(str(sweep), "--report") == 0
     assert capsys.readouterr().out == first
     assert json.loads((results / "table.json").read_text())["rows"][0]["group"] == "inter-ctc"
+    check_that_another_set_is_scored_without_training(sweep)
+
+
+def check_that_another_set_is_scored_without_training(sweep: Path) -> None:
+    result = sweep.parent / "runs" / "results" / "inter-ctc-seed1.json"
+    log = sweep.parent / "runs" / "inter-ctc-seed1" / "log.jsonl"
+    before, trained = json.loads(result.read_text()), log.read_bytes()
+    values = yaml.safe_load(sweep.read_text())
+    values["score"]["again"] = values["score"]["dev"]
+    sweep.write_text(yaml.safe_dump(values))
+    assert run(str(sweep)) == 0
+    after = json.loads(result.read_text())
+    assert after["scores"] == {**before["scores"], "again": before["scores"]["dev"]}
+    assert {**after, "scores": None} == {**before, "scores": None}
+    assert log.read_bytes() == trained
 
 
 @pytest.mark.parametrize(

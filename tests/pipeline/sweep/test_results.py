@@ -15,6 +15,7 @@ from interkd.pipeline.sweep.config import read_sweep
 from interkd.pipeline.sweep.results import RunResult, finished_result, read_result, write_result
 from interkd.pipeline.sweep.runs import Run, expand, stored_settings
 from interkd.pipeline.sweep.scores import UnitCounts
+from interkd.pipeline.training.run_folder import SETTINGS_FILE
 
 WriteSweep = Callable[..., Path]
 MakeResult = Callable[..., RunResult]
@@ -113,6 +114,18 @@ def test_other_manifests_are_refused(run: Run, write_made_up: WriteResult) -> No
     write_made_up(run, rate=0.2)
     with pytest.raises(ConfigError, match=r"another 'test' manifest.*scored again"):
         finished_result(run, {"dev": "m", "test": "new"})
-    with pytest.raises(ConfigError, match="another 'third' manifest"):
-        finished_result(run, {"third": None})
     assert finished_result(run, {"dev": None, "test": None}) is not None
+
+
+def test_a_set_that_came_later_is_scored_from_the_checkpoint(
+    run: Run, write_made_up: WriteResult
+) -> None:
+    write_made_up(run, rate=0.2)
+    message = r"'ctc-seed1' has a result without scores of third; got no checkpoint .*to train again"
+    with pytest.raises(ConfigError, match=message):
+        finished_result(run, {**KNOWN, "third": None})
+    run.config.out.mkdir(parents=True)
+    (run.config.out / SETTINGS_FILE).write_text("")
+    assert finished_result(run, {**KNOWN, "third": None}) is None
+    with pytest.raises(ConfigError, match="another 'test' manifest"):
+        finished_result(run, {"test": "new", "third": None})

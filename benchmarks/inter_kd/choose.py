@@ -105,7 +105,7 @@ results: benchmarks/inter_kd/results/jasper
 score: {SETS}
 teacher: {TEACHER}
 jobs: 4
-baselines: [ctc, inter-ctc, inter-kd]
+baselines: [ctc, inter-ctc, skd, inter-kd]
 ms_a_step: {{{ms}}}
 runs:
 """

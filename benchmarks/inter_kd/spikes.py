@@ -23,7 +23,7 @@ from interkd.pipeline.sweep.runs import expand
 
 
 def main() -> None:
-    """Measures every run that has a best checkpoint."""
+    """Measures every finished run that still has its checkpoints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sweep", type=Path)
     parser.add_argument("manifest", type=Path)
@@ -35,7 +35,7 @@ def main() -> None:
     audio = AudioCache(2**32)
     offsets = read_spikes(sweep)
     for run in expand(sweep):
-        if not (run.config.out / "best.json").exists():
+        if not (run.result.exists() and (run.config.out / "best.json").exists()):
             continue
         student = load_student(run.config.out, device=device)
         found = measure_spike_offsets(

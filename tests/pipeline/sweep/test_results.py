@@ -121,7 +121,7 @@ def test_a_set_that_came_later_is_scored_from_the_checkpoint(
     run: Run, write_made_up: WriteResult
 ) -> None:
     write_made_up(run, rate=0.2)
-    message = r"'ctc-seed1' has a result without scores of third; got no checkpoint .*to train again"
+    message = r"has a result without scores of third; got no checkpoint .*to train again"
     with pytest.raises(ConfigError, match=message):
         finished_result(run, {**KNOWN, "third": None})
     run.config.out.mkdir(parents=True)

@@ -1,9 +1,9 @@
 """A training step on a GPU: how long, where it goes, and how much of it the GPU is busy.
 
-Students of the experiment (benchmarks/inter_kd), one batch of equal utterances of 12 s, the
-recipes asked for, gradient clipping and AdamW. Variants: `eager`; `compiled` layers;
-`library`, cuDNN's depthwise convolution instead of the kernel; `norms`, Jasper's norms by torch
-instead of the kernel; `graph`, replayed as a CUDA graph.
+Students of the experiment (benchmarks/inter_kd), the Conformer with its SpecAugment, one batch of
+equal utterances of 12 s, the recipes asked for, gradient clipping and AdamW. Variants: `eager`;
+`compiled` layers; `library`, cuDNN's depthwise convolution instead of the kernel; `norms`, Jasper's
+norms by torch instead of the kernel; `graph`, replayed as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from torch import nn
 from interkd.pipeline.students import convolution, jasper
 from interkd.pipeline.students.config import ConformerConfig, FeatureConfig, StudentConfig
 from interkd.pipeline.students.model import Student, StudentOutput
-from interkd.pipeline.training.config import OptimiserConfig
+from interkd.pipeline.training.augmentation import spec_augment
+from interkd.pipeline.training.config import OptimiserConfig, SpecAugmentConfig
 from interkd.pipeline.training.objective import Objective
 from interkd.pipeline.training.optimisers import make_optimiser, set_learning_rate
 from interkd.pipeline.training.recipes import (
@@ -37,6 +38,11 @@ from interkd.pipeline.training.recipes import (
 STUDENTS = {
     "jasper-mini": StudentConfig(encoder="jasper-mini", features=FeatureConfig(mels=64)),
     "conformer": StudentConfig(conformer=ConformerConfig(dim=160, feed_forward_dim=768)),
+}
+AUGMENTATION = {
+    "conformer": SpecAugmentConfig(
+        frequency_masks=2, frequency_width=20, time_masks=4, time_width=40, time_share=0.1
+    )
 }
 VOCAB, TARGETS_A_SECOND = 29, 14
 
@@ -52,6 +58,8 @@ def make_step(
 ) -> Callable[[], None]:
     """One step of a fresh student on one batch."""
     torch.manual_seed(0)
+    objective_config = ObjectiveConfig(recipe=recipe)
+    views = objective_config.views
     settings = STUDENTS[name]
     if dropout is not None:
         settings = replace(
@@ -61,27 +69,28 @@ def make_step(
         )
     if RECIPES[recipe].self_conditioned:
         settings = replace(settings, self_conditioned=True)
-    elif not uses_intermediate_heads(ObjectiveConfig(recipe=recipe)):
+    elif not uses_intermediate_heads(objective_config):
         settings = replace(settings, head_layers=())  # as the trainer does
     student = Student(settings, VOCAB).to(device)
+    student.augment = spec_augment(AUGMENTATION.get(name))
     batch, samples = int(audio_seconds / seconds), int(16000 * seconds)
     waveforms = 0.1 * torch.randn(batch, samples, device=device)
     sample_lengths = torch.full((batch,), samples, device=device)
     frames = student.frame_formula.count(samples)
     heads = len(student.head_names)
     example = make_example(
-        Shape(heads, batch, frames, VOCAB, int(TARGETS_A_SECOND * seconds)), device
+        Shape(heads, views * batch, frames, VOCAB, int(TARGETS_A_SECOND * seconds)), device
     )
     optimiser = make_optimiser(student, OptimiserConfig(learning_rate=1e-4), capturable=True)
     set_learning_rate(optimiser, 1e-4, torch.tensor(1e-4, device=device))
     objective = Objective(
-        ObjectiveConfig(recipe=recipe), student.head_names, 0, check_values=device.type == "cpu"
+        objective_config, student.head_names, 0, check_values=device.type == "cpu"
     )
     if compiled:
         student.compile_layers()
 
     def step() -> None:
-        features = student.augmented_features(waveforms, sample_lengths)
+        features = student.augmented_features(waveforms, sample_lengths, views=views)
         with torch.autocast(device.type, torch.bfloat16):
             output = StudentOutput(*student.recognise(*features))
         terms = objective(
@@ -170,7 +179,14 @@ def main() -> None:
     device = torch.device("cuda")
     own_depthwise = convolution.has_fast_depthwise
     own_norms = jasper.has_fast_norm_activation
-    records = []
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    result = {
+        **describe(device),
+        "seconds": options.seconds,
+        "dropout": options.dropout,
+        "runs": records,
+    }
     runs = product(
         options.students.split(","),
         options.recipes.split(","),
@@ -222,10 +238,7 @@ def main() -> None:
                 "kernels": kernels,
             }
         )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"seconds": options.seconds, "dropout": options.dropout}
-    result = {**describe(device), **settings, "runs": records}
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

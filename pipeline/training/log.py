@@ -89,20 +89,24 @@ class RunLog:
             board.add_scalar("train/gradient_norm", gradient_norm, row["step"])
         file.flush()
 
-    def epoch(self, row: dict[str, Any]) -> None:
+    def epoch(self, row: dict[str, Any]) -> dict[str, Any]:
         """Writes an epoch's results, and of the steps since the last ones the mean losses a head.
 
         A CTC loss that sinks on while dev does not says that the student learns by heart.
+
+        Returns:
+            The row as written; as given where nothing is written.
         """
         self.flush()
         if self.file is None or self.board is None:
-            return
+            return row
         row = {**row, **self.recent.figures()}
         self.recent = _Means(self.head_names)
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         for head, wer in row.get("dev_wer", {}).items():
             self.board.add_scalar(f"dev_wer/{head}", wer, row["step"])
+        return row
 
     def close(self) -> None:
         """Writes what is pending and closes the files."""

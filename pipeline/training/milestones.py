@@ -16,6 +16,7 @@ from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.keeper import CheckpointKeeper
 from interkd.pipeline.training.log import RunLog
 from interkd.pipeline.training.objective import Objective
+from interkd.pipeline.training.plateau import is_on_plateau
 from interkd.pipeline.training.position import Position
 from interkd.pipeline.training.ranks import Ranks
 
@@ -36,6 +37,7 @@ class Milestones:
         keeper: Writes the checkpoints.
         position: Where the run stands; changed in place.
         log: Gets the results.
+        plateau: CTC loss of the tokens' frequencies (`plateau_loss`).
         ranks: The processes that train together.
         reporter: Hears of the results.
     """
@@ -51,6 +53,7 @@ class Milestones:
         keeper: CheckpointKeeper,
         position: Position,
         log: RunLog,
+        plateau: float,
         ranks: Ranks,
         reporter: Reporter,
     ) -> None:
@@ -62,6 +65,7 @@ class Milestones:
         self.keeper = keeper
         self.position = position
         self.log = log
+        self.plateau = plateau
         self.ranks = ranks
         self.reporter = reporter
         self.saved_at = time.monotonic()
@@ -112,7 +116,7 @@ class Milestones:
         )
         wer = {head.name: head.word_total.rate for head in results.heads}
         cer = {head.name: head.character_total.rate for head in results.heads}
-        self.log.epoch(
+        row = self.log.epoch(
             {
                 "step": position.step,
                 "epochs_done": position.epoch,
@@ -127,6 +131,13 @@ class Milestones:
             f"epoch {position.epoch}, step {position.step}, {position.seconds:.0f} s: "
             f"dev WER % {figures}"
         )
+        loss = row.get("train_ctc", {}).get("final", 0.0)
+        if is_on_plateau(step=position.step, loss=loss, plateau=self.plateau, dev_wer=wer["final"]):
+            self.reporter.message(
+                f"warning: the final head is on CTC's first plateau: its loss was {loss:.3g} of "
+                f"late, the tokens' frequencies alone give {self.plateau:.3g}; a lower rate, less "
+                "dropout, CTC of weight 1 on intermediate heads or a teacher help"
+            )
         better = position.best_wer is None or wer["final"] < position.best_wer
         if better:
             position.best_wer, position.best = wer["final"], name

@@ -24,6 +24,7 @@ from interkd.pipeline.training.log import RunLog
 from interkd.pipeline.training.milestones import Milestones
 from interkd.pipeline.training.objective import Objective
 from interkd.pipeline.training.optimisers import learning_rate
+from interkd.pipeline.training.plateau import plateau_loss
 from interkd.pipeline.training.position import Position, TrainResult
 from interkd.pipeline.training.ranks import Ranks
 from interkd.pipeline.training.recipes import RECIPES, uses_intermediate_heads
@@ -164,6 +165,7 @@ class Trainer:
             keeper=self.keeper,
             position=self.position,
             log=self.log,
+            plateau=plateau_loss(self.loader, config.objective.normalisation),
             ranks=self.ranks,
             reporter=self.reporter,
         )

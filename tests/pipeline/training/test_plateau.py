@@ -62,7 +62,7 @@ def test_height_is_what_ctc_says_of_one_distribution_for_all_frames(
 
 
 def test_all_three_must_hold() -> None:
-    there = {"step": 1000, "loss": 430.0, "plateau": 442.0, "dev_wer": 97.0}
+    there: dict[str, Any] = {"step": 1000, "loss": 430.0, "plateau": 442.0, "dev_wer": 97.0}
     assert is_on_plateau(**there)
     for change in ({"step": 999}, {"loss": 400.0}, {"plateau": 0.0}, {"dev_wer": 80.0}):
         assert not is_on_plateau(**{**there, **change})

@@ -84,8 +84,9 @@ def resampled_rates(
     """Error rates of several systems in resamples of utterances and seeds.
 
     A resample draws n of the n utterances with replacement, the same for all systems, and of each
-    system S of its S seeds, independently of the other systems. Its rate is the mean over the drawn
-    seeds of errors by reference length over the drawn utterances.
+    system S - 1 of its S seeds (1 of 1), independently of the other systems. Its rate is the mean
+    over the drawn seeds of errors by reference length over the drawn utterances. S draws would have
+    a spread of sqrt((S - 1) / S) of the mean's own; S - 1 have its own (Rao, Wu & Yue 1992).
 
     Args:
         errors: For each system, the errors of each seed in each utterance, `(S, n)` or, of H heads
@@ -121,22 +122,23 @@ def resampled_rates(
     rates = {name: np.empty((*table.shape[:-2], samples)) for name, table in tables.items()}
     for start in range(0, samples, block):
         count = min(block, samples - start)
-        drawn = _counts(utterances, size, count)
+        drawn = _counts(utterances, size, count, draws=size)
         total = drawn @ weights
         total[total == 0] = np.nan
         for name, table in tables.items():
             seeds = table.shape[-2]
-            shares = _counts(generators[name], seeds, count) / seeds
+            draws = max(1, seeds - 1)
+            shares = _counts(generators[name], seeds, count, draws=draws) / draws
             sums = np.einsum("...sb,bs->...b", table @ drawn.T, shares)
             rates[name][..., start : start + count] = 100.0 * sums / total
     return rates
 
 
-def _counts(generator: np.random.Generator, size: int, samples: int) -> Floats:
-    """How often each of `size` things is drawn in `size` draws, `(samples, size)`."""
-    draws = generator.integers(0, size, size=(samples, size), dtype=np.int64)
-    draws += size * np.arange(samples)[:, None]
-    flat = np.bincount(draws.ravel(), minlength=samples * size)
+def _counts(generator: np.random.Generator, size: int, samples: int, *, draws: int) -> Floats:
+    """How often each of `size` things is drawn, `(samples, size)`."""
+    drawn = generator.integers(0, size, size=(samples, draws), dtype=np.int64)
+    drawn += size * np.arange(samples)[:, None]
+    flat = np.bincount(drawn.ravel(), minlength=samples * size)
     return flat.reshape(samples, size).astype(np.float64)
 
 

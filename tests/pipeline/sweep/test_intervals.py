@@ -30,8 +30,8 @@ def rate(errors: Floats, utterances: tuple[int, ...], seeds: tuple[int, ...]) ->
     return float(np.mean([100 * sum(errors[s][u] for u in utterances) / words for s in seeds]))
 
 
-def every_draw(size: int) -> list[tuple[int, ...]]:
-    return list(itertools.product(range(size), repeat=size))
+def every_draw(size: int, draws: int) -> list[tuple[int, ...]]:
+    return list(itertools.product(range(size), repeat=draws))
 
 
 def assert_same_distribution(sampled: Floats, exact: list[float]) -> None:
@@ -48,8 +48,8 @@ def test_rates_are_those_of_every_draw() -> None:
     for name, errors in (("a", A), ("b", B)):
         exact = [
             rate(errors, utterances, seeds)
-            for utterances in every_draw(3)
-            for seeds in every_draw(len(errors))
+            for utterances in every_draw(3, 3)
+            for seeds in every_draw(len(errors), len(errors) - 1)
         ]
         assert_same_distribution(rates[name], exact)
 
@@ -59,9 +59,9 @@ def test_reduction_pairs_utterances_and_not_seeds() -> None:
     reduction = relative_reduction(rates["a"], rates["b"])
     exact = [
         100 * (1 - rate(A, utterances, seeds_a) / rate(B, utterances, seeds_b))
-        for utterances in every_draw(3)
-        for seeds_a in every_draw(2)
-        for seeds_b in every_draw(3)
+        for utterances in every_draw(3, 3)
+        for seeds_a in every_draw(2, 1)
+        for seeds_b in every_draw(3, 2)
     ]
     assert_same_distribution(reduction, exact)
 
@@ -87,6 +87,8 @@ def test_seeds_widen_the_interval() -> None:
     assert interval(rates["alike"]) == pytest.approx((20, 20))
     low, high = interval(rates["apart"])
     assert (low, high) == pytest.approx((10, 30))
+    of_the_mean = np.std([10, 20, 30], ddof=1) / np.sqrt(3)  # what a t-test takes
+    assert rates["apart"].std() == pytest.approx(of_the_mean, rel=0.02)
 
 
 def test_draws_depend_on_the_name_and_not_on_blocks_or_company() -> None:

@@ -28,6 +28,7 @@ KIN = {
     "kd-only": "inter-kd-kl",
     "self-conditioned": "inter-ctc",
 }
+CONTROLS = {"inter-ctc-skd": "inter-kd"}  # every setting of the other, lambda too
 TEACHER = "{dev: runs/inter_kd/dev.teacher.trn, test: runs/inter_kd/test.teacher.trn}"
 SETS = "{dev: runs/inter_kd/dev/manifest.jsonl, test: runs/inter_kd/test/manifest.jsonl}"
 
@@ -95,6 +96,8 @@ def main() -> None:
             if not key.startswith("objective.") or key.endswith("ctc_weight")
         }
         lines += [f"  # as {kin}", run_line(recipe, settings, options.epochs)]
+    for recipe, other in CONTROLS.items():
+        lines += [f"  # as {other}", run_line(recipe, best[other].settings, options.epochs)]
     times = json.loads(options.times.read_text(encoding="utf-8"))["runs"]
     ms = ", ".join(f"{run['recipe']}: {run['ms']:.2f}" for run in times)
     head = f"""\

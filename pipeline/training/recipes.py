@@ -48,6 +48,11 @@ RECIPES = {
     ),
     "skd": Recipe(final_distill=0.25, source="Yoon et al. 2020 (TutorNet)"),
     "kl": Recipe(final_distill=0.25, divergence="kl", source="Hinton et al. 2015"),
+    "inter-ctc-skd": Recipe(
+        inter_ctc=1.0,
+        final_distill=0.25,
+        source="Inter-KD's control: the final head's teacher alone",
+    ),
     "inter-kd": Recipe(
         inter_ctc=1.0, final_distill=0.25, inter_distill=0.25, source="Yoon et al. 2022 (Inter-KD)"
     ),

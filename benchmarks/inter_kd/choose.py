@@ -28,7 +28,8 @@ KIN = {
     "kd-only": "inter-kd-kl",
     "self-conditioned": "inter-ctc",
 }
-CONTROLS = {"inter-ctc-skd": "inter-kd"}  # every setting of the other, lambda too
+# Every setting of the other, lambda too.
+CONTROLS = {"inter-ctc-skd": "inter-kd", "inter-ctc-kl": "inter-kd-kl"}
 TEACHER = "{dev: runs/inter_kd/dev.teacher.trn, test: runs/inter_kd/test.teacher.trn}"
 SETS = "{dev: runs/inter_kd/dev/manifest.jsonl, test: runs/inter_kd/test/manifest.jsonl}"
 

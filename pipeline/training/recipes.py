@@ -53,6 +53,12 @@ RECIPES = {
         final_distill=0.25,
         source="Inter-KD's control: the final head's teacher alone",
     ),
+    "inter-ctc-kl": Recipe(
+        inter_ctc=1.0,
+        final_distill=0.25,
+        divergence="kl",
+        source="the same with the Kullback-Leibler divergence",
+    ),
     "inter-kd": Recipe(
         inter_ctc=1.0, final_distill=0.25, inter_distill=0.25, source="Yoon et al. 2022 (Inter-KD)"
     ),

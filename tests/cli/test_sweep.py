@@ -16,6 +16,7 @@ from interkd.pipeline.config import as_plain
 from interkd.pipeline.sweep.config import read_sweep
 from interkd.pipeline.sweep.driver import SweepOutcome
 from interkd.pipeline.sweep.runs import expand
+from interkd.pipeline.training.recipes import uses_teacher
 from tests.command_line import interkd
 from tests.students import conformer, training
 
@@ -142,3 +143,14 @@ def test_a_report_that_cannot_be_made_hides_nothing(
     assert "unfinished: other" in error
     outcome = SweepOutcome(done=[one])
     assert run(str(sweep)) == 2
+
+
+def test_the_demo_s_sweep_names_what_the_demo_makes() -> None:
+    folder = Path(__file__).parents[2] / "examples" / "demo"
+    runs = expand(read_sweep(folder / "sweep.yaml"))
+    assert len(runs) == 24
+    told = (folder / "run.py").read_text()
+    for one in runs:
+        assert (one.config.store is not None) == uses_teacher(one.config.objective)
+        assert one.config.out.parent == Path("runs/demo/sweep")
+    assert all(part in told for part in ("train.teacher.zarr", "runs/demo"))

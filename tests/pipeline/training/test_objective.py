@@ -123,6 +123,8 @@ def written_formula(example: Example, recipe: str) -> torch.Tensor:
         return ctc(2) + 0.25 * kl(2, "kl")
     if recipe == "inter-ctc-skd":
         return ctc(0) + ctc(1) + ctc(2) + 0.25 * kl(2, "l2")
+    if recipe == "inter-ctc-kl":
+        return ctc(0) + ctc(1) + ctc(2) + 0.25 * kl(2, "kl")
     if recipe == "inter-kd":
         return sum(ctc(h) + 0.25 * kl(h, "l2") for h in range(3))  # type: ignore[return-value]
     if recipe == "inter-kd-kl":
@@ -226,6 +228,7 @@ def test_what_recipes_need() -> None:
         "skd": (False, True),
         "kl": (False, True),
         "inter-ctc-skd": (True, True),
+        "inter-ctc-kl": (True, True),
         "inter-kd": (True, True),
         "inter-kd-kl": (True, True),
         "kd-only": (True, True),

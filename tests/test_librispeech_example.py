@@ -65,15 +65,16 @@ def test_dry_run_from_any_directory(size: str, tmp_path: Path) -> None:
     splits = ["train-clean-100", "train-clean-360", "train-other-500"][: 1 if size == "100h" else 3]
     assert train[1:-2] == [f"/data/Libri Speech/{split}" for split in splits]
     trained = [words for words in planned if words[0] == "train-student"]
-    recipes = ("ctc", "inter-ctc", "skd", "inter-kd")
+    recipes = ("ctc", "inter-ctc", "skd", "inter-ctc-skd", "inter-kd")
     for words, (seed, recipe) in zip(
         trained, [(seed, recipe) for seed in "12" for recipe in recipes], strict=True
     ):
         assert words[2] == str(EXAMPLE / f"student-{size}.yaml")
         assert f"objective.recipe={recipe}" in words
         assert f"seed={seed}" in words
+        assert ("objective.inter_ctc_weight=1" in words) == (recipe == "inter-ctc")
     scored = [words for words in planned if words[0] == "score"]
-    assert len(scored) == 16 + 12  # eight students on two sets, and each but ctc against ctc
+    assert len(scored) == 20 + 16  # ten students on two sets, and each but ctc against ctc
     assert [words[1] for words in planned if words[0] == "cache"] == ["info", "verify", "decode"]
 
 
@@ -291,7 +292,7 @@ def test_the_readmes_costs_are_the_plans(
             cache_overhead=2.24,
             student_speed=speed,
             epochs=epochs,
-            students=(1, 4, 12),
+            students=(1, 5, 20),
         )
     )
     text = (EXAMPLE / "README.md").read_text(encoding="utf-8")

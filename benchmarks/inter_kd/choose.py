@@ -97,10 +97,13 @@ def main() -> None:
             if not key.startswith("objective.") or key.endswith("ctc_weight")
         }
         lines += [f"  # as {kin}", run_line(recipe, settings, options.epochs)]
-    for recipe, other in CONTROLS.items():
-        lines += [f"  # as {other}", run_line(recipe, best[other].settings, options.epochs)]
     times = json.loads(options.times.read_text(encoding="utf-8"))["runs"]
-    ms = ", ".join(f"{run['recipe']}: {run['ms']:.2f}" for run in times)
+    ms = {run["recipe"]: f"{run['ms']:.2f}" for run in times}
+    for recipe, other in CONTROLS.items():
+        if recipe in ms:
+            lines += [f"  # as {other}", run_line(recipe, best[other].settings, options.epochs)]
+        else:
+            print(f"{recipe}: left out, {options.times} has no time of its step")
     head = f"""\
 # Made by choose.py of the tuning: each recipe with the settings that dev liked best.
 base: jasper.yaml
@@ -110,7 +113,7 @@ score: {SETS}
 teacher: {TEACHER}
 jobs: 4
 baselines: [ctc, inter-ctc, skd, inter-kd]
-ms_a_step: {{{ms}}}
+ms_a_step: {{{", ".join(f"{recipe}: {time}" for recipe, time in ms.items())}}}
 runs:
 """
     text = head + "\n".join(lines) + f"\ngrid: {{seed: [{options.seeds}]}}\n"

@@ -28,10 +28,10 @@ from interkd.pipeline.cache.verify import verify
 from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.manifest import read_manifest, write_manifest
-from interkd.pipeline.progress import Reporter
 from interkd.pipeline.scoring.error_rates import count_errors
 from interkd.pipeline.teachers.load import load_teacher
 from interkd.pipeline.teachers.protocol import Teacher, TeacherInfo
+from tests.reporters import Heard
 from tests.students import conformer, save_untaught
 
 PART_MINUTES = 0.05  # about 18 parts of the tone corpus
@@ -193,22 +193,17 @@ def test_a_second_run_writes_nothing(config: CacheTeacherConfig, store: Path) ->
 def test_other_tokens_beside_the_manifest_are_warned_of(
     config: CacheTeacherConfig, store: Path, tmp_path: Path
 ) -> None:
-    lines: list[str] = []
-
-    class Heard(Reporter):
-        def message(self, text: str) -> None:
-            lines.append(text)
-
-    cache_teacher(config, reporter=Heard())
-    assert not [line for line in lines if "warning" in line]
+    heard = Heard()
+    cache_teacher(config, reporter=heard)
+    assert not [line for line in heard.lines if "warning" in line]
     manifest = tmp_path / "manifest.jsonl"
     write_manifest(manifest, read_manifest(config.manifest).utterances)
     tokens = (config.manifest.parent / "tokens.txt").read_text(encoding="utf-8")
     (tmp_path / "tokens.txt").write_text(tokens.lower(), encoding="utf-8")
-    cache_teacher(replace(config, manifest=manifest), reporter=Heard())
+    cache_teacher(replace(config, manifest=manifest), reporter=heard)
     (tmp_path / "tokens.txt").write_text("<eps> 0\na 1\n", encoding="utf-8")  # another tool's
-    cache_teacher(replace(config, manifest=manifest), reporter=Heard())
-    warnings = [line for line in lines if "warning" in line]
+    cache_teacher(replace(config, manifest=manifest), reporter=heard)
+    warnings = [line for line in heard.lines if "warning" in line]
     assert len(warnings) == 2
     for warning in warnings:
         assert warning.startswith("warning: the teacher's tokens are not those of")

@@ -16,7 +16,6 @@ import pytest
 
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.locks import hold
-from interkd.pipeline.progress import Reporter
 from interkd.pipeline.sweep import driver
 from interkd.pipeline.sweep.config import SweepConfig, read_sweep
 from interkd.pipeline.sweep.driver import run_sweep
@@ -33,19 +32,12 @@ from interkd.pipeline.sweep.worker import (
     write_job,
 )
 from interkd.pipeline.sweep.worker import main as work
+from tests.reporters import Heard
 from tests.students import steps_of
 
 WriteSweep = Callable[..., Path]
 WriteResult = Callable[..., None]
 EPOCHS, STEPS = 30, 5  # steps an epoch
-
-
-class Heard(Reporter):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def rows(sweep: SweepConfig, name: str) -> int:

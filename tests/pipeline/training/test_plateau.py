@@ -16,15 +16,8 @@ from interkd.pipeline.training import plateau
 from interkd.pipeline.training.config import OptimiserConfig
 from interkd.pipeline.training.plateau import is_on_plateau, plateau_loss
 from interkd.pipeline.training.trainer import Trainer
+from tests.reporters import Heard
 from tests.students import training
-
-
-class Heard(Reporter):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def test_height_is_what_ctc_says_of_one_distribution_for_all_frames(

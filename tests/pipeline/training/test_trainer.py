@@ -27,6 +27,7 @@ from interkd.pipeline.training.data import BatchLoader
 from interkd.pipeline.training.ranks import Ranks
 from interkd.pipeline.training.recipes import ObjectiveConfig
 from interkd.pipeline.training.trainer import Trainer, train
+from tests.reporters import Heard
 from tests.students import last_weights, log_rows, losses, training
 
 
@@ -322,15 +323,10 @@ def test_checkpoints_whose_pointer_is_gone_are_not_withdrawn(
 def test_utterances_that_ctc_cannot_align_are_counted(
     tone_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines: list[str] = []
-
-    class Heard(Reporter):
-        def message(self, text: str) -> None:
-            lines.append(text)
-
-    trainer = Trainer(tiny(tone_corpus, tmp_path / "run"), resume=False, reporter=Heard())
+    heard = Heard()
+    trainer = Trainer(tiny(tone_corpus, tmp_path / "run"), resume=False, reporter=heard)
     trainer.close()
-    assert lines == []
+    assert heard.lines == []
     corpus = trainer.corpus
     counts = set()
     for shift in (16000, 4000, 2000, 1000):
@@ -345,5 +341,5 @@ def test_utterances_that_ctc_cannot_align_are_counted(
         counts.add(impossible)
     assert len(counts) > 1
     monkeypatch.setattr(BatchLoader, "count_impossible", lambda _: 3)
-    Trainer(tiny(tone_corpus, tmp_path / "other"), resume=False, reporter=Heard()).close()
-    assert "warning: 3 of 36 utterances have fewer frames of 40 ms than CTC needs" in lines[0]
+    Trainer(tiny(tone_corpus, tmp_path / "other"), resume=False, reporter=heard).close()
+    assert "warning: 3 of 36 utterances have fewer frames of 40 ms than CTC needs" in heard.lines[0]

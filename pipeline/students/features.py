@@ -30,14 +30,16 @@ class LogMel(nn.Module):
         self.sample_rate = config.sample_rate
         self.hop = round(config.sample_rate * config.hop_ms / 1000)
         self.fft = 1 << (window - 1).bit_length()
-        filters = torchaudio.functional.melscale_fbanks(
-            self.fft // 2 + 1, 0.0, config.sample_rate / 2, config.mels, config.sample_rate
-        )
-        # Constants of the settings: no part of a checkpoint, never cast with the weights.
+        # Constants of the settings: no part of a checkpoint, never cast with the weights, real on
+        # the meta device too, where torchaudio cannot look at them.
         self.window: Tensor
         self.filters: Tensor
-        self.register_buffer("window", torch.hann_window(window), persistent=False)
-        self.register_buffer("filters", filters, persistent=False)
+        with torch.device("cpu"):
+            filters = torchaudio.functional.melscale_fbanks(
+                self.fft // 2 + 1, 0.0, config.sample_rate / 2, config.mels, config.sample_rate
+            )
+            self.register_buffer("window", torch.hann_window(window), persistent=False)
+            self.register_buffer("filters", filters, persistent=False)
 
     @property
     def formula(self) -> FrameFormula:

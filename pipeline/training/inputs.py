@@ -15,6 +15,7 @@ from interkd.pipeline.corpus.tokens import Tokenizer
 from interkd.pipeline.frames import FrameFormula
 from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.recipes import uses_teacher, uses_transcripts
+from interkd.pipeline.training.student import require_student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +116,10 @@ def require_inputs(config: TrainConfig, where: str = "", *, store_comes: bool = 
         store_comes: Whether somebody may yet make its teacher cache.
 
     Raises:
-        ConfigError: Naming the manifest or store that is not there.
+        ConfigError: Naming the manifest or store that is not there, or the student's setting that
+            cannot be.
     """
+    require_student(config, where)
     require_manifest(config.data.train_manifest, f"{where}data.train_manifest")
     require_manifest(config.data.dev_manifest, f"{where}data.dev_manifest")
     require_store(config, where, comes=store_comes)

@@ -27,7 +27,6 @@ from interkd.pipeline.training.optimisers import learning_rate
 from interkd.pipeline.training.plateau import plateau_loss
 from interkd.pipeline.training.position import Position, TrainResult
 from interkd.pipeline.training.ranks import Ranks
-from interkd.pipeline.training.recipes import RECIPES, uses_intermediate_heads
 from interkd.pipeline.training.resident_audio import ResidentAudio
 from interkd.pipeline.training.run_folder import (
     held_run,
@@ -38,6 +37,7 @@ from interkd.pipeline.training.run_folder import (
 from interkd.pipeline.training.step import TrainingStep
 from interkd.pipeline.training.step_plan import plan_steps, with_batches_a_step
 from interkd.pipeline.training.stop import StopRequest
+from interkd.pipeline.training.student import trained_student
 
 LOG_EVERY = 20
 
@@ -78,14 +78,12 @@ class Trainer:
     """One run: built whole and checked before the first step."""
 
     def __init__(self, config: TrainConfig, *, resume: bool, reporter: Reporter) -> None:
-        if RECIPES[config.objective.recipe].self_conditioned:
-            config = replace(config, student=replace(config.student, self_conditioned=True))
-        elif not (uses_intermediate_heads(config.objective) or config.student.self_conditioned):
-            # Heads that learn nothing would only cost time and memory.
-            config = replace(config, student=replace(config.student, head_layers=()))
         self.ranks = Ranks.join()
-        config = replace(config, data=with_batches_a_step(config.data, self.ranks))
-        self.config = config
+        self.config = config = replace(
+            config,
+            student=trained_student(config),
+            data=with_batches_a_step(config.data, self.ranks),
+        )
         self.reporter = reporter if self.ranks.is_first else Reporter()
         self.device = self.ranks.device(config.device)
         self.corpus = read_corpus(config)

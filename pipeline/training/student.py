@@ -1,0 +1,43 @@
+"""The student that a run trains, by its settings and its recipe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from interkd.kernels.errors import ConfigError
+from interkd.pipeline.students.config import StudentConfig
+from interkd.pipeline.students.model import Student
+from interkd.pipeline.training.config import TrainConfig
+from interkd.pipeline.training.recipes import RECIPES, uses_intermediate_heads
+
+
+def trained_student(config: TrainConfig) -> StudentConfig:
+    """The settings of a run's student: self-conditioned where the recipe says so, and without heads
+    that would learn nothing and only cost time and memory."""
+    student = config.student
+    if RECIPES[config.objective.recipe].self_conditioned:
+        return replace(student, self_conditioned=True)
+    if uses_intermediate_heads(config.objective) or student.self_conditioned:
+        return student
+    return replace(student, head_layers=())
+
+
+def require_student(config: TrainConfig, where: str = "") -> None:
+    """Refuses a run whose student cannot be built, without memory for its weights.
+
+    Args:
+        config: Settings of a run.
+        where: Which run, before what is said.
+
+    Raises:
+        ConfigError: Saying which setting.
+    """
+    try:
+        with torch.device("meta"):
+            Student(trained_student(config), vocab_size=2)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{where}{error.what}", expected=error.expected, got=error.got, remedy=error.remedy
+        ) from error

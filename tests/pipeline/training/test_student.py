@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from interkd.kernels.errors import ConfigError
+from interkd.pipeline.students.config import StudentConfig
+from interkd.pipeline.training.config import DataConfig, TrainConfig
+from interkd.pipeline.training.recipes import ObjectiveConfig
+from interkd.pipeline.training.student import require_student, trained_student
+
+
+def settings(recipe: str, student: StudentConfig) -> TrainConfig:
+    path = Path("absent")
+    return TrainConfig(
+        data=DataConfig(train_manifest=path, dev_manifest=path),
+        out=path,
+        student=student,
+        objective=ObjectiveConfig(recipe=recipe),
+    )
+
+
+def test_recipe_decides_about_the_heads() -> None:
+    heads = StudentConfig(head_layers=(4, 8))
+    assert trained_student(settings("inter-kd", heads)) == heads
+    assert trained_student(settings("ctc", heads)).head_layers == ()
+    assert trained_student(settings("self-conditioned", heads)).self_conditioned
+    fed_back = replace(heads, self_conditioned=True)
+    assert trained_student(settings("ctc", fed_back)) == fed_back
+
+
+def test_student_that_cannot_be_is_refused_and_said_whose() -> None:
+    widths = StudentConfig(encoder="jasper-mini", head_layers=(4, 28))
+    require_student(settings("inter-kd", widths))
+    with pytest.raises(ConfigError, match=r"run a: student.self_conditioned; .* got \[256, 512\]"):
+        require_student(settings("self-conditioned", widths), "run a: ")
+    deep = StudentConfig(encoder="jasper-mini", head_layers=(40,))
+    require_student(settings("ctc", deep))  # has no head there
+    with pytest.raises(ConfigError, match=r"^student.head_layers; .* got \[40\]"):
+        require_student(settings("inter-ctc", deep))

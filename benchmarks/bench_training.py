@@ -35,6 +35,7 @@ from interkd.pipeline.training.recipes import (
     uses_intermediate_heads,
 )
 
+CONDITIONED = "-conditioned"
 STUDENTS = {
     "jasper-mini": StudentConfig(encoder="jasper-mini", features=FeatureConfig(mels=64)),
     "conformer": StudentConfig(conformer=ConformerConfig(dim=160, feed_forward_dim=768)),
@@ -58,6 +59,9 @@ def make_step(
 ) -> Callable[[], None]:
     """One step of a fresh student on one batch."""
     torch.manual_seed(0)
+    conditioned = recipe not in RECIPES and recipe.endswith(CONDITIONED)
+    if conditioned:
+        recipe = recipe.removesuffix(CONDITIONED)
     objective_config = ObjectiveConfig(recipe=recipe)
     views = objective_config.views
     settings = STUDENTS[name]
@@ -67,7 +71,7 @@ def make_step(
             jasper=replace(settings.jasper, dropout=dropout),
             conformer=replace(settings.conformer, dropout=dropout),
         )
-    if RECIPES[recipe].self_conditioned:
+    if conditioned or RECIPES[recipe].self_conditioned:
         settings = replace(settings, self_conditioned=True)
     elif not uses_intermediate_heads(objective_config):
         settings = replace(settings, head_layers=())  # as the trainer does
@@ -166,7 +170,7 @@ def main() -> None:
     parser.add_argument("--students", default="jasper-mini,conformer")
     parser.add_argument("--audio-seconds", default="320,768")
     parser.add_argument("--seconds", type=float, default=12.0)
-    parser.add_argument("--recipes", default="inter-kd")
+    parser.add_argument("--recipes", default="inter-kd", help="R-conditioned: with such heads")
     parser.add_argument("--dropout", type=float, help="instead of the student's own")
     parser.add_argument(
         "--variants", default="eager-library,eager,eager-graph,compiled,compiled-graph"

@@ -1,7 +1,7 @@
 """The experiment's sweep from its tuning: each recipe with the settings that dev liked best.
 
     E=benchmarks/inter_kd
-    python $E/choose.py $E/jasper-{first,tuning}.yaml --epochs 80 \\
+    python $E/choose.py $E/jasper-{first,tuning,more}.yaml --epochs 80 \\
         --times $E/results/h200-recipes.json --out $E/jasper-sweep.yaml
 
 Every run of the tuning must be done. Recipes that were not tuned take the settings of their nearest
@@ -28,8 +28,10 @@ KIN = {
     "kd-only": "inter-kd-kl",
     "self-conditioned": "inter-ctc",
 }
-# Every setting of the other, lambda too.
+# Every setting of the other, lambda too: without its intermediate teacher, and with heads that
+# condition what follows.
 CONTROLS = {"inter-ctc-skd": "inter-kd", "inter-ctc-kl": "inter-kd-kl"}
+CONDITIONED = {"inter-kd-conditioned": "inter-kd", "inter-kd-kl-conditioned": "inter-kd-kl"}
 TEACHER = "{dev: runs/inter_kd/dev.teacher.trn, test: runs/inter_kd/test.teacher.trn}"
 SETS = "{dev: runs/inter_kd/dev/manifest.jsonl, test: runs/inter_kd/test/manifest.jsonl}"
 
@@ -62,11 +64,11 @@ def read_tries(path: Path) -> list[tuple[str, Try]]:
     return tries
 
 
-def run_line(recipe: str, settings: dict[str, str], epochs: int) -> str:
-    """An entry of the sweep's list."""
-    chosen = {"objective.recipe": recipe, **settings, "epochs": str(epochs)}
+def run_line(name: str, settings: dict[str, str], epochs: int) -> str:
+    """An entry of the sweep's list, of the recipe of its name or of another one's settings."""
+    chosen = {"objective.recipe": name, **settings, "epochs": str(epochs)}
     inner = ", ".join(f"{key}: {value}" for key, value in chosen.items())
-    return f"  - {{name: {recipe}, set: {{{inner}}}}}"
+    return f"  - {{name: {name}, set: {{{inner}}}}}"
 
 
 def main() -> None:
@@ -99,11 +101,14 @@ def main() -> None:
         lines += [f"  # as {kin}", run_line(recipe, settings, options.epochs)]
     times = json.loads(options.times.read_text(encoding="utf-8"))["runs"]
     ms = {run["recipe"]: f"{run['ms']:.2f}" for run in times}
-    for recipe, other in CONTROLS.items():
-        if recipe in ms:
-            lines += [f"  # as {other}", run_line(recipe, best[other].settings, options.epochs)]
+    for name, other in {**CONTROLS, **CONDITIONED}.items():
+        settings = dict(best[other].settings)
+        if name in CONDITIONED:
+            settings |= {"objective.recipe": other, "student.self_conditioned": "true"}
+        if name in ms:
+            lines += [f"  # as {other}", run_line(name, settings, options.epochs)]
         else:
-            print(f"{recipe}: left out, {options.times} has no time of its step")
+            print(f"{name}: left out, {options.times} has no time of its step")
     head = f"""\
 # Made by choose.py of the tuning: each recipe with the settings that dev liked best.
 base: jasper.yaml

@@ -68,9 +68,14 @@ class TeacherScore:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """What a step of a recipe takes where nothing runs beside it, in milliseconds."""
+    """What a step takes where nothing runs beside it, in milliseconds.
 
-    recipe: str
+    Attributes:
+        name: Of the run, without the grid's part, or of its recipe, for runs without a time of
+            their own.
+    """
+
+    name: str
     ms: float
 
 
@@ -132,8 +137,8 @@ class SweepConfig:
                 got=", ".join(theirs.split for theirs in self.teacher),
             )
         for time in self.ms_a_step:
-            one_of("ms_a_step recipe", time.recipe, RECIPES)
-            in_range(f"ms_a_step.{time.recipe}: ", time, "ms", above=0)
+            one_of("ms_a_step recipe or run", time.name, {*RECIPES, *names})
+            in_range(f"ms_a_step.{time.name}: ", time, "ms", above=0)
 
     @property
     def main_split(self) -> str:
@@ -168,7 +173,7 @@ def read_sweep(path: Path) -> SweepConfig:
         {"setting": setting, "values": _axis(setting, choices)}
         for setting, choices in _mapping("grid", values.get("grid") or {}).items()
     ]
-    for name, key, what in (("teacher", "split", "path"), ("ms_a_step", "recipe", "ms")):
+    for name, key, what in (("teacher", "split", "path"), ("ms_a_step", "name", "ms")):
         values[name] = [
             {key: one, what: value} for one, value in _mapping(name, values.get(name) or {}).items()
         ]

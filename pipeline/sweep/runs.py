@@ -150,19 +150,19 @@ def stored_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def ms_a_step(sweep: SweepConfig, run: Run) -> float | None:
-    """A step's time of the run's recipe; None where the sweep has no such times.
+    """A step's time of the run or of its recipe; None where the sweep has no such times.
 
     Raises:
-        ConfigError: If it has those of other recipes only.
+        ConfigError: If it has those of others only.
     """
-    times = {time.recipe: time.ms for time in sweep.ms_a_step}
+    times = {time.name: time.ms for time in sweep.ms_a_step}
     recipe = run.config.objective.recipe
-    if times and recipe not in times:
+    if times and run.entry not in times and recipe not in times:
         raise ConfigError(
             f"ms_a_step has no time of recipe '{recipe}', which run '{run.name}' has",
             remedy="measure it with benchmarks/bench_training.py, or leave ms_a_step out",
         )
-    return times.get(recipe)
+    return times.get(run.entry, times.get(recipe))
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

@@ -27,9 +27,11 @@ def test_each_recipe_gets_its_best_settings(tmp_path: Path) -> None:
     )
     assert "inter-kd: inter-kd-l2: 62.19 % on dev, best of 2" in done.stdout
     sweep = read_sweep(out)
-    assert {time.recipe: time.ms for time in sweep.ms_a_step}["inter-kd"] == 8.26
+    assert {time.name: time.ms for time in sweep.ms_a_step}["inter-kd"] == 8.26
     runs = {run.name: run.config for run in expand(sweep)}
     assert runs["inter-kd-seed2"].objective.distill_weight == 2.0
     assert runs["inter-kd-seed2"].epochs == 7
     assert runs["inter-mass3-ntdk-seed1"].objective.distill_weight is None  # another loss's weight
+    assert "inter-ctc-kl-seed1" in runs
+    assert "inter-kd-conditioned: left out" in done.stdout
     assert runs["ctc-seed1"].data.buckets == 20  # the first runs' batches are not taken over

@@ -15,6 +15,7 @@ from interkd.pipeline.sweep.runs import (
     completed,
     differences,
     expand,
+    ms_a_step,
     select,
     settings_digest,
     stored_settings,
@@ -141,7 +142,7 @@ def test_only_takes_names_groups_and_patterns(write_sweep: WriteSweep) -> None:
         ({"teacher": {"dev": "x"}}, "teacher; expected its score on 'test'.*got dev"),
         ({"teacher": {"test": 3}}, r"setting 'teacher\[0\].path'; expected Path, got 3"),
         ({"ms_a_step": [9.7]}, "setting 'ms_a_step'; expected a mapping"),
-        ({"ms_a_step": {"cct": 9.7}}, "unknown ms_a_step recipe.*did you mean 'ctc'"),
+        ({"ms_a_step": {"cct": 9.7}}, "unknown ms_a_step recipe or run.*did you mean 'ctc'"),
         ({"ms_a_step": {"ctc": 0}}, "ms_a_step.ctc: ms; expected above 0, got 0"),
         ({"runs": [{"name": "a"}, {"name": "a"}]}, "two runs are named 'a'"),
         ({"grid": [1]}, "setting 'grid'; expected a mapping"),
@@ -169,8 +170,13 @@ def test_the_teacher_and_the_time_of_a_step(write_sweep: WriteSweep) -> None:
         ("test", Path("a.trn")),
         ("dev", Path("b")),
     ]
-    assert [(time.recipe, time.ms) for time in sweep.ms_a_step] == [("ctc", 9.0), ("skd", 10.5)]
+    assert [(time.name, time.ms) for time in sweep.ms_a_step] == [("ctc", 9.0), ("skd", 10.5)]
     assert sweep.main_split == "test"
+    entries = [{"name": "plain"}, {"name": "fed-back", "set": {"student.self_conditioned": True}}]
+    sweep = read_sweep(
+        write_sweep(runs=entries, baselines=[], ms_a_step={"inter-ctc": 8.2, "fed-back": 8.8})
+    )
+    assert [ms_a_step(sweep, run) for run in expand(sweep)] == [8.2, 8.2, 8.8, 8.8]
 
 
 def test_the_base_is_beside_the_sweep(

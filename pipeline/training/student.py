@@ -14,8 +14,11 @@ from interkd.pipeline.training.recipes import RECIPES, uses_intermediate_heads
 
 
 def trained_student(config: TrainConfig) -> StudentConfig:
-    """The settings of a run's student: self-conditioned where the recipe says so, and without heads
-    that would learn nothing and only cost time and memory."""
+    """The settings of a run's student.
+
+    Self-conditioned where the recipe says so; without heads that would learn nothing and only cost
+    time and memory.
+    """
     student = config.student
     if RECIPES[config.objective.recipe].self_conditioned:
         return replace(student, self_conditioned=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -50,9 +51,11 @@ def sweep_command(
     """
     if only_list and only_report:
         raise click.UsageError("--list and --report are two commands")
+    if only_report and only:
+        raise click.UsageError("--report is about every run that has a result, not --only some")
     sweep = read_sweep(config)
     if only_list:
-        _print_states(sweep)
+        _print_states(sweep, only)
         return
     if only_report:
         _report(sweep)
@@ -76,11 +79,11 @@ def sweep_command(
     sys.exit(code)
 
 
-def _print_states(sweep: SweepConfig) -> None:
+def _print_states(sweep: SweepConfig, only: Sequence[str]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("run", "state", "log"):
         table.add_column(title, no_wrap=True)
-    standing = states(sweep)
+    standing = states(sweep, only)
     for row in standing:
         log = str(row.run.log) if row.run.log.exists() else ""
         table.add_row(row.run.name, row.state, log)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from interkd.pipeline.locks import hold
 from interkd.pipeline.logs import last_line
 from interkd.pipeline.sweep.config import SweepConfig
 from interkd.pipeline.sweep.results import finished_result
-from interkd.pipeline.sweep.runs import Run, expand
+from interkd.pipeline.sweep.runs import Run, expand, select
 from interkd.pipeline.training.run_folder import SETTINGS_FILE
 
 FAILED = "-- failed"  # how the log of a run that failed ends
@@ -22,13 +23,15 @@ class RunState:
     state: str
 
 
-def states(sweep: SweepConfig) -> list[RunState]:
-    """The state of every run.
+def states(sweep: SweepConfig, only: Sequence[str] = ()) -> list[RunState]:
+    """The state of every run, or of those whose name fits one of the patterns.
 
     Raises:
-        ConfigError: If the settings are wrong, or a result is damaged or of other settings.
+        ConfigError: If the settings are wrong, a pattern fits none, or a result is damaged or of
+            other settings.
     """
-    return [RunState(run=run, state=_state(run, sweep)) for run in expand(sweep)]
+    chosen = select(expand(sweep), only)
+    return [RunState(run=run, state=_state(run, sweep)) for run in chosen]
 
 
 def _state(run: Run, sweep: SweepConfig) -> str:

@@ -49,7 +49,7 @@ def run(*arguments: str) -> int:
 
 
 def test_from_nothing_to_a_report(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(str(sweep), "--list") == 0
+    assert run(str(sweep), "--list", "--only", "inter-*") == 0
     assert "1 waiting" in capsys.readouterr().out
     assert run(str(sweep), "--report") == 2
     assert "no results in" in capsys.readouterr().err
@@ -94,6 +94,8 @@ def check_that_another_set_is_scored_without_training(sweep: Path) -> None:
         (["SWEEP", "--only", "inter-tc-seed1"], "did you mean 'inter-ctc-seed1'?"),
         (["SWEEP", "--devices", "gpu"], "unknown device"),
         (["SWEEP", "--list", "--report"], "--list and --report are two commands"),
+        (["SWEEP", "--report", "--only", "inter-ctc"], "not --only some"),
+        (["SWEEP", "--list", "--only", "ctc"], "no run fits 'ctc'"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(

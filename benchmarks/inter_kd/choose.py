@@ -31,7 +31,7 @@ KIN = {
 # Every setting of the other, lambda too: without its intermediate teacher, and with heads that
 # condition what follows.
 CONTROLS = {"inter-ctc-skd": "inter-kd", "inter-ctc-kl": "inter-kd-kl"}
-CONDITIONED = {"inter-kd-conditioned": "inter-kd", "inter-kd-kl-conditioned": "inter-kd-kl"}
+CONDITIONED = ("inter-kd", "inter-kd-kl", "inter-ctc-kl")
 TEACHER = "{dev: runs/inter_kd/dev.teacher.trn, test: runs/inter_kd/test.teacher.trn}"
 SETS = "{dev: runs/inter_kd/dev/manifest.jsonl, test: runs/inter_kd/test/manifest.jsonl}"
 
@@ -101,11 +101,13 @@ def main() -> None:
         lines += [f"  # as {kin}", run_line(recipe, settings, options.epochs)]
     times = json.loads(options.times.read_text(encoding="utf-8"))["runs"]
     ms = {run["recipe"]: f"{run['ms']:.2f}" for run in times}
-    for name, other in {**CONTROLS, **CONDITIONED}.items():
-        settings = dict(best[other].settings)
-        if name in CONDITIONED:
-            settings |= {"objective.recipe": other, "student.self_conditioned": "true"}
+    fed_back = {"student.self_conditioned": "true"}
+    others = [(recipe, recipe, {}) for recipe in CONTROLS]
+    others += [(f"{recipe}-conditioned", recipe, fed_back) for recipe in CONDITIONED]
+    for name, recipe, change in others:
+        other = CONTROLS.get(recipe, recipe)
         if name in ms:
+            settings = {"objective.recipe": recipe, **best[other].settings, **change}
             lines += [f"  # as {other}", run_line(name, settings, options.epochs)]
         else:
             print(f"{name}: left out, {options.times} has no time of its step")

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from interkd.kernels.errors import ConfigError
+from interkd.pipeline.config import build, read_yaml
 from interkd.pipeline.students.config import StudentConfig
+from interkd.pipeline.students.model import Student
 from interkd.pipeline.training.config import DataConfig, TrainConfig
 from interkd.pipeline.training.recipes import ObjectiveConfig
 from interkd.pipeline.training.student import require_student, trained_student
@@ -40,3 +42,12 @@ def test_student_that_cannot_be_is_refused_and_said_whose() -> None:
     require_student(settings("ctc", deep))  # has no head there
     with pytest.raises(ConfigError, match=r"^student.head_layers; .* got \[40\]"):
         require_student(settings("inter-ctc", deep))
+
+
+def test_settings_to_start_from_make_a_student() -> None:
+    config = build(TrainConfig, read_yaml(Path(__file__).parents[3] / "examples" / "student.yaml"))
+    require_student(config)
+    student = Student(trained_student(config), vocab_size=29)
+    assert student.head_names == ("layer4", "layer8", "final")
+    assert student.frame_formula.shift_samples == 320  # 20 ms, as `prepare` takes where not told
+    assert 8e6 < student.weight_counts[-1] < 9e6

@@ -217,8 +217,11 @@ def require_student_fits(
     """
     tokenizer = "train the student with the teacher's tokenizer, or cache a teacher that shares it"
     _check_tokens(fingerprint.tokens, tokens, what="student and teacher cache", remedy=tokenizer)
-    same_shift = "choose a student encoder whose total stride is the teacher's frame shift"
     teacher_shift = fingerprint.frame_formula.shift_samples
+    same_shift = (
+        "the encoder's stride (student.conformer.stride, student.jasper.stride) times "
+        f"student.features.hop_ms must be {1000 * teacher_shift / fingerprint.sample_rate:g} ms"
+    )
     for name, wanted, found, remedy in (
         ("blank_index", fingerprint.blank_index, blank_index, tokenizer),
         ("sample rate", fingerprint.sample_rate, sample_rate, "resample the student's audio"),

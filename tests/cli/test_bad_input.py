@@ -304,6 +304,7 @@ def test_store_of_another_tokenizer(world: World, fails: Callable[..., str]) -> 
 def test_store_of_another_frame_shift(world: World, fails: Callable[..., str]) -> None:
     line = fails(world.train_arguments("student.conformer.stride=2"))
     assert "frame shift in samples differs; expected 640, got 320; " in line
+    assert line.rstrip().endswith("times student.features.hop_ms must be 40 ms")
     assert not world.out.exists()
 
 

@@ -15,6 +15,10 @@ InterkdError
 └── ClusterError           workers or Slurm jobs that cannot be started, or that die
 """
 
+from __future__ import annotations
+
+from typing import Self
+
 
 class InterkdError(Exception):
     """Base of the tree; its text says what, expected, got and what to do, in one line.
@@ -41,6 +45,12 @@ class InterkdError(Exception):
         if remedy is not None:
             parts.append(remedy)
         super().__init__(" ".join("; ".join(parts).split()))
+
+    def within(self, where: str) -> Self:
+        """The same error, its text beginning with the file or run that it is about."""
+        return type(self)(
+            f"{where}: {self.what}", expected=self.expected, got=self.got, remedy=self.remedy
+        )
 
 
 class ConfigError(InterkdError):

@@ -14,7 +14,7 @@ from interkd.pipeline.config import build, one_of, override, read_yaml
 from interkd.pipeline.corpus.manifest import read_manifest, require_manifest
 from interkd.pipeline.sweep.config import read_sweep
 from interkd.pipeline.sweep.report_inputs import teacher_scores
-from interkd.pipeline.sweep.runs import expand, select
+from interkd.pipeline.sweep.runs import expand, require_run, select
 from interkd.pipeline.teachers.load import IN_FILES, KINDS
 from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.inputs import require_inputs
@@ -218,7 +218,7 @@ def check_sweep(
         comes = store_comes or (
             store is not None and made is not None and store.resolve() == made.resolve()
         )
-        require_inputs(run.config, f"{run.name}: ", store_comes=comes)
+        require_run(run, store_comes=comes)
     for scored in sweep.score:
         require_manifest(scored.manifest, f"score.{scored.split}")
 

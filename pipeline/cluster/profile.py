@@ -213,9 +213,7 @@ def read_profile(path: Path | None) -> Profile:
     try:
         return build(Profile, values)
     except ConfigError as error:
-        raise ConfigError(
-            f"{path}: {error.what}", expected=error.expected, got=error.got, remedy=error.remedy
-        ) from error
+        raise error.within(str(path)) from error
 
 
 def _expand_options(name: str, asked: Any) -> None:

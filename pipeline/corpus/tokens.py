@@ -179,9 +179,7 @@ class Tokenizer:
                 return cls(tokens=tuple(lines))
             return cls(tokens=tuple(lines), kind="sentencepiece", model=model)
         except TokenError as error:
-            raise TokenError(
-                f"{path}: {error.what}", expected=error.expected, got=error.got, remedy=error.remedy
-            ) from error
+            raise error.within(str(path)) from error
 
     @classmethod
     def from_characters(cls, texts: Iterable[str]) -> Tokenizer:

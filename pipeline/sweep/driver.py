@@ -24,7 +24,7 @@ from interkd.pipeline.progress import Reporter
 from interkd.pipeline.sweep.config import SweepConfig
 from interkd.pipeline.sweep.report_inputs import keep_teacher_scores, teacher_scores
 from interkd.pipeline.sweep.results import finished_result
-from interkd.pipeline.sweep.runs import Run, expand, ms_a_step, select
+from interkd.pipeline.sweep.runs import Run, expand, ms_a_step, require_run, select
 from interkd.pipeline.sweep.states import FAILED
 from interkd.pipeline.sweep.worker import (
     EXIT_BUSY,
@@ -33,7 +33,6 @@ from interkd.pipeline.sweep.worker import (
     Job,
     write_job,
 )
-from interkd.pipeline.training.inputs import require_inputs
 
 _POLL = 0.2  # seconds
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -129,7 +128,7 @@ def run_sweep(
     todo = []
     for run in chosen:
         if finished_result(run, manifests) is None:
-            require_inputs(run.config, f"run '{run.name}': ")
+            require_run(run)
             todo.append(run)
         else:
             driver.outcome.done.append(run)

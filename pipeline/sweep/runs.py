@@ -19,6 +19,7 @@ from interkd.kernels.errors import ConfigError
 from interkd.pipeline.config import as_plain, build, nearest, override, read_yaml
 from interkd.pipeline.sweep.config import GridAxis, SweepConfig
 from interkd.pipeline.training.config import TrainConfig
+from interkd.pipeline.training.inputs import require_inputs
 from interkd.pipeline.training.run_folder import has_effect
 
 SEED = "seed"
@@ -93,6 +94,22 @@ def expand(sweep: SweepConfig) -> tuple[Run, ...]:
     return tuple(runs.values())
 
 
+def require_run(run: Run, *, store_comes: bool = False) -> None:
+    """Refuses a run that would fail as soon as it has started.
+
+    Args:
+        run: Which.
+        store_comes: Whether somebody may yet make its teacher cache.
+
+    Raises:
+        ConfigError: Naming the run and what it lacks.
+    """
+    try:
+        require_inputs(run.config, store_comes=store_comes)
+    except ConfigError as error:
+        raise error.within(f"run '{run.name}'") from error
+
+
 def select(runs: Sequence[Run], patterns: Sequence[str]) -> tuple[Run, ...]:
     """The runs whose name or group fits one of the patterns (`*`, `?`); all without a pattern.
 
@@ -136,12 +153,7 @@ def _build(name: str, values: dict[str, Any], assignments: list[str], out: Path)
     try:
         return build(TrainConfig, {**override(values, assignments), "out": str(out)})
     except ConfigError as error:
-        raise ConfigError(
-            f"run '{name}': {error.what}",
-            expected=error.expected,
-            got=error.got,
-            remedy=error.remedy,
-        ) from error
+        raise error.within(f"run '{name}'") from error
 
 
 def stored_settings(config: TrainConfig) -> dict[str, Any]:

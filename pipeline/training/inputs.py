@@ -78,12 +78,11 @@ def parts_as_groups(store: TeacherStore | None, utterances: Sequence[Utterance])
     }
 
 
-def require_store(config: TrainConfig, where: str = "", *, comes: bool = False) -> Path | None:
+def require_store(config: TrainConfig, *, comes: bool = False) -> Path | None:
     """The teacher cache of a run, which is there or will be; None for recipes without a teacher.
 
     Args:
         config: Settings of a run.
-        where: Which run, before what is said.
         comes: Whether somebody may yet make the cache.
 
     Raises:
@@ -93,13 +92,13 @@ def require_store(config: TrainConfig, where: str = "", *, comes: bool = False) 
         return None
     if config.store is None:
         raise ConfigError(
-            f"{where}recipe '{config.objective.recipe}' learns from a teacher",
+            f"recipe '{config.objective.recipe}' learns from a teacher",
             expected="a teacher cache (setting store, or --store)",
             got="none",
         )
     if not comes and not config.store.exists():
         raise ConfigError(
-            f"{where}store",
+            "store",
             expected="a teacher cache",
             got=f"nothing at {config.store}",
             remedy="make it with cache-teacher; a Slurm job of --after ID waits for it",
@@ -107,22 +106,21 @@ def require_store(config: TrainConfig, where: str = "", *, comes: bool = False) 
     return config.store
 
 
-def require_inputs(config: TrainConfig, where: str = "", *, store_comes: bool = False) -> None:
+def require_inputs(config: TrainConfig, *, store_comes: bool = False) -> None:
     """Refuses a run that would fail as soon as it has started.
 
     Args:
         config: Its settings.
-        where: Which run, before what is said.
         store_comes: Whether somebody may yet make its teacher cache.
 
     Raises:
         ConfigError: Naming the manifest or store that is not there, or the student's setting that
             cannot be.
     """
-    require_student(config, where)
-    require_manifest(config.data.train_manifest, f"{where}data.train_manifest")
-    require_manifest(config.data.dev_manifest, f"{where}data.dev_manifest")
-    require_store(config, where, comes=store_comes)
+    require_student(config)
+    require_manifest(config.data.train_manifest, "data.train_manifest")
+    require_manifest(config.data.dev_manifest, "data.dev_manifest")
+    require_store(config, comes=store_comes)
 
 
 def open_store(

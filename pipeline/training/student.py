@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 
-from interkd.kernels.errors import ConfigError
 from interkd.pipeline.students.config import StudentConfig
 from interkd.pipeline.students.model import Student
 from interkd.pipeline.training.config import TrainConfig
@@ -27,20 +26,11 @@ def trained_student(config: TrainConfig) -> StudentConfig:
     return replace(student, head_layers=())
 
 
-def require_student(config: TrainConfig, where: str = "") -> None:
+def require_student(config: TrainConfig) -> None:
     """Refuses a run whose student cannot be built, without memory for its weights.
-
-    Args:
-        config: Settings of a run.
-        where: Which run, before what is said.
 
     Raises:
         ConfigError: Saying which setting.
     """
-    try:
-        with torch.device("meta"):
-            Student(trained_student(config), vocab_size=2)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{where}{error.what}", expected=error.expected, got=error.got, remedy=error.remedy
-        ) from error
+    with torch.device("meta"):
+        Student(trained_student(config), vocab_size=2)

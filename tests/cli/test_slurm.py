@@ -775,11 +775,13 @@ def test_a_sweep_without_the_store_that_it_needs(
     (desk / "road.yaml").write_text(yaml.safe_dump(road(tone_corpus, sweeps=["sweep.yaml"])))
     for arguments in (["sweep", "sweep.yaml"], ["pipeline", "road.yaml"]):
         assert run(*arguments) == 2
-        assert "kd: recipe 'inter-kd' learns from a teacher; expected" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "run 'kd': recipe 'inter-kd' learns from a teacher; expected" in error
     write_sweep(desk, tone_corpus, {"runs": runs}, store="other.zarr")
     for arguments in (["sweep", "sweep.yaml"], ["pipeline", "road.yaml"]):
         assert run(*arguments) == 2
-        assert "kd: store; expected a teacher cache, got nothing at" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "run 'kd': store; expected a teacher cache, got nothing at" in error
     assert not (desk / "slurm").exists()
 
 

@@ -18,16 +18,19 @@ from interkd.pipeline.sweep.runs import Run, expand, ms_a_step
 from interkd.pipeline.sweep.scores import HeadScore, SplitScore, UnitCounts
 
 SAMPLES = 10_000
-BUDGET_SHARES = (0.25, 0.5, 1.0)  # of the training time of the group that is done first
+BUDGET_SHARES = (0.25, 0.5, 1.0)  # of the training time, or steps, of the group done first
 _TEACHER = "(teacher)"  # among the groups: no run can have this name
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Course:
-    """A run's training time in seconds, and when it had which WER on the dev set."""
+    """How long a run trained, in seconds or steps, and when it had which WER on the dev set."""
 
     total: float
     validated: tuple[Validated, ...]
+
+
+_Courses = Mapping[str, Sequence[_Course]]  # of each group
 
 
 def report_sweep(sweep: SweepConfig, *, samples: int = SAMPLES) -> SweepReport:
@@ -72,11 +75,16 @@ def report_sweep(sweep: SweepConfig, *, samples: int = SAMPLES) -> SweepReport:
     words = _resampled(systems, "word", samples=samples)
     characters = _resampled(systems, "character", samples=samples)
     courses = {
-        group: [_course(results[run.name], ms_a_step(sweep, run)) for run in members]
+        group: [_course_in_time(results[run.name], ms_a_step(sweep, run)) for run in members]
         for group, members in groups.items()
     }
-    least = min(max(course.total for course in seeds) for seeds in courses.values())
-    budgets = tuple(share * least for share in BUDGET_SHARES)
+    in_steps = {
+        group: [
+            _course(results[run.name], "step", results[run.name].trained.steps) for run in members
+        ]
+        for group, members in groups.items()
+    }
+    budgets, step_budgets = _budgets(courses), _budgets(in_steps)
     rows = tuple(
         _row(
             group,
@@ -93,6 +101,10 @@ def report_sweep(sweep: SweepConfig, *, samples: int = SAMPLES) -> SweepReport:
             if sweep.ms_a_step
             else None,
             dev_wer_at=tuple(_wer_at(courses[group], budget) for budget in budgets),
+            dev_wer_at_steps=tuple(
+                None if found is None else found.wer
+                for found in (_wer_at(in_steps[group], budget) for budget in step_budgets)
+            ),
             spikes=[spikes.get(run.name, {}) for run in members],
         )
         for group, members in groups.items()
@@ -113,6 +125,7 @@ def report_sweep(sweep: SweepConfig, *, samples: int = SAMPLES) -> SweepReport:
         if teacher
         else None,
         budgets=budgets,
+        step_budgets=step_budgets,
         missing=tuple(run.name for run in runs if run.name not in results),
     )
 
@@ -128,6 +141,7 @@ def _row(
     reductions: Mapping[str, Estimate | None],
     gpu_seconds: float | None,
     dev_wer_at: tuple[Validated | None, ...],
+    dev_wer_at_steps: tuple[float | None, ...],
     spikes: Sequence[Spikes],
 ) -> GroupRow:
     first = results[0]
@@ -158,6 +172,7 @@ def _row(
         seconds=_mean([result.trained.seconds for result in results]),
         gpu_seconds=gpu_seconds,
         dev_wer_at=dev_wer_at,
+        dev_wer_at_steps=dev_wer_at_steps,
         device=", ".join(dict.fromkeys(result.trained.device for result in results)),
         weights=first.trained.weights,
         objective=first.trained.objective,
@@ -240,18 +255,27 @@ def _reduction(group: str, other: str, rates: Mapping[str, Sequence[Rates]]) -> 
     return rates[group][-1].reduction(rates[other][-1])
 
 
-def _course(result: RunResult, ms_a_step: float | None) -> _Course:
+def _course_in_time(result: RunResult, ms_a_step: float | None) -> _Course:
     """In GPU seconds where a step's time is known, else in the run's own."""
-    key, scale = ("seconds", 1.0) if ms_a_step is None else ("step", ms_a_step / 1000.0)
-    trained = result.trained.seconds if ms_a_step is None else result.trained.steps
+    if ms_a_step is None:
+        return _course(result, "seconds", result.trained.seconds)
+    return _course(result, "step", result.trained.steps, ms_a_step / 1000.0)
+
+
+def _course(result: RunResult, key: str, total: float, scale: float = 1.0) -> _Course:
     return _Course(
-        total=scale * trained,
+        total=scale * total,
         validated=tuple(
             Validated(wer=row["dev_wer"]["final"], seconds=scale * row[key])
             for row in result.curve
             if key in row and "dev_wer" in row
         ),
     )
+
+
+def _budgets(courses: _Courses) -> tuple[float, ...]:
+    least = min(max(course.total for course in seeds) for seeds in courses.values())
+    return tuple(share * least for share in BUDGET_SHARES)
 
 
 def _wer_at(courses: Sequence[_Course], budget: float) -> Validated | None:

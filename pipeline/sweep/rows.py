@@ -58,6 +58,7 @@ class GroupRow:
         seconds: Training time, mean over seeds.
         gpu_seconds: Steps by the recipe's `ms_a_step`; None where the sweep has no such setting.
         dev_wer_at: The last one at each of the report's budgets; None where a seed has none yet.
+        dev_wer_at_steps: The same at each of its budgets of steps.
         device: Where they were trained.
         weights: Of the whole student.
         objective: In one line.
@@ -75,6 +76,7 @@ class GroupRow:
     seconds: float
     gpu_seconds: float | None
     dev_wer_at: tuple[Validated | None, ...]
+    dev_wer_at_steps: tuple[float | None, ...]
     device: str
     weights: int
     objective: str
@@ -111,6 +113,7 @@ class SweepReport:
         teacher: Where the sweep has its scores.
         budgets: Training times at which the groups are compared, in GPU seconds where the rows have
             them, else in the runs' own seconds.
+        step_budgets: Numbers of steps at which they are compared.
         missing: Runs without a result.
     """
 
@@ -120,4 +123,5 @@ class SweepReport:
     rows: tuple[GroupRow, ...]
     teacher: TeacherRow | None
     budgets: tuple[float, ...]
+    step_budgets: tuple[float, ...]
     missing: tuple[str, ...]

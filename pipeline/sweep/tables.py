@@ -53,6 +53,10 @@ def tables_of(report: SweepReport) -> list[Table]:
         titles, rows = table_of_spikes(report)
         caption = "Spikes, student frame - teacher frame: mean in frames (share of exactly 0):"
         tables.append(Table(caption=caption, titles=titles, rows=rows))
+    if any(found is not None for row in report.rows for found in row.dev_wer_at_steps):
+        titles, rows = table_of_steps(report)
+        caption = "Dev WER % at equal steps, final head, the last validation until then:"
+        tables.append(Table(caption=caption, titles=titles, rows=rows))
     if any(found is not None for row in report.rows for found in row.dev_wer_at):
         is_measured = report.rows[0].gpu_seconds is not None
         titles, rows = table_of_budgets(report)
@@ -161,6 +165,15 @@ def table_of_budgets(report: SweepReport) -> tuple[list[str], list[list[str]]]:
         for row in report.rows
     ]
     return ["run", *(f"{seconds:,.0f} s" for seconds in report.budgets)], rows
+
+
+def table_of_steps(report: SweepReport) -> tuple[list[str], list[list[str]]]:
+    """Titles and cells of the dev WER at equal steps: one row a group."""
+    rows = [
+        [row.group, *("" if wer is None else f"{wer:.2f}" for wer in row.dev_wer_at_steps)]
+        for row in report.rows
+    ]
+    return ["run", *(f"{steps:,.0f}" for steps in report.step_budgets)], rows
 
 
 def _rates(row: GroupRow | TeacherRow) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Training time in the report: GPU seconds, and the dev WER at equal ones."""
+"""Training time in the report: GPU seconds, and the dev WER at equal ones or equal steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from interkd.pipeline.sweep.report import report_sweep
 from interkd.pipeline.sweep.results import RunResult
 from interkd.pipeline.sweep.rows import Validated
 from interkd.pipeline.sweep.runs import expand
-from interkd.pipeline.sweep.tables import as_markdown, table_of_budgets, table_of_groups
+from interkd.pipeline.sweep.tables import (
+    as_markdown,
+    table_of_budgets,
+    table_of_groups,
+    table_of_steps,
+)
 
 WriteSweep = Callable[..., Path]
 WriteResult = Callable[..., None]
@@ -79,7 +84,12 @@ def test_a_steps_time_makes_gpu_seconds(write: Callable[..., SweepConfig]) -> No
             ["inter-ctc", "", "55.00 (12 s)", "54.00 (24 s)"],
         ],
     )
+    assert table_of_steps(report) == (
+        ["run", "100", "200", "400"],
+        [["ctc", "55.00", "54.00", "53.00"], ["inter-ctc", "55.00", "54.00", "53.00"]],
+    )
     assert "Dev WER % at equal GPU seconds" in as_markdown(report)
+    assert "Dev WER % at equal steps" in as_markdown(report)
 
 
 def test_without_it_the_runs_own_seconds_count(write: Callable[..., SweepConfig]) -> None:
@@ -112,7 +122,9 @@ def test_a_seed_without_validation_leaves_its_group_empty(
 ) -> None:
     sweep = write()
     write_made_up(expand(sweep)[0], rate=0.3, curve=())
-    assert report_sweep(sweep, samples=50).rows[0].dev_wer_at == (None, None, None)
+    row = report_sweep(sweep, samples=50).rows[0]
+    assert row.dev_wer_at == (None, None, None)
+    assert row.dev_wer_at_steps == (None, None, None)
     for run in expand(sweep):
         write_made_up(run, rate=0.3, curve=())
     assert "at equal" not in as_markdown(report_sweep(sweep, samples=50))

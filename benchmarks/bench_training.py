@@ -29,11 +29,8 @@ from interkd.pipeline.training.augmentation import spec_augment
 from interkd.pipeline.training.config import OptimiserConfig, SpecAugmentConfig
 from interkd.pipeline.training.objective import Objective
 from interkd.pipeline.training.optimisers import make_optimiser, set_learning_rate
-from interkd.pipeline.training.recipes import (
-    RECIPES,
-    ObjectiveConfig,
-    uses_intermediate_heads,
-)
+from interkd.pipeline.training.recipes import RECIPES, ObjectiveConfig
+from interkd.pipeline.training.student import trained_student
 
 CONDITIONED = "-conditioned"
 STUDENTS = {
@@ -71,11 +68,9 @@ def make_step(
             jasper=replace(settings.jasper, dropout=dropout),
             conformer=replace(settings.conformer, dropout=dropout),
         )
-    if conditioned or RECIPES[recipe].self_conditioned:
+    if conditioned:
         settings = replace(settings, self_conditioned=True)
-    elif not uses_intermediate_heads(objective_config):
-        settings = replace(settings, head_layers=())  # as the trainer does
-    student = Student(settings, VOCAB).to(device)
+    student = Student(trained_student(settings, objective_config), VOCAB).to(device)
     student.augment = spec_augment(AUGMENTATION.get(name))
     batch, samples = int(audio_seconds / seconds), int(16000 * seconds)
     waveforms = 0.1 * torch.randn(batch, samples, device=device)

@@ -9,19 +9,22 @@ import torch
 from interkd.pipeline.students.config import StudentConfig
 from interkd.pipeline.students.model import Student
 from interkd.pipeline.training.config import TrainConfig
-from interkd.pipeline.training.recipes import RECIPES, uses_intermediate_heads
+from interkd.pipeline.training.recipes import (
+    RECIPES,
+    ObjectiveConfig,
+    uses_intermediate_heads,
+)
 
 
-def trained_student(config: TrainConfig) -> StudentConfig:
-    """The settings of a run's student.
+def trained_student(student: StudentConfig, objective: ObjectiveConfig) -> StudentConfig:
+    """The student that an objective trains.
 
     Self-conditioned where the recipe says so; without heads that would learn nothing and only cost
     time and memory.
     """
-    student = config.student
-    if RECIPES[config.objective.recipe].self_conditioned:
+    if RECIPES[objective.recipe].self_conditioned:
         return replace(student, self_conditioned=True)
-    if uses_intermediate_heads(config.objective) or student.self_conditioned:
+    if uses_intermediate_heads(objective) or student.self_conditioned:
         return student
     return replace(student, head_layers=())
 
@@ -33,4 +36,4 @@ def require_student(config: TrainConfig) -> None:
         ConfigError: Saying which setting.
     """
     with torch.device("meta"):
-        Student(trained_student(config), vocab_size=2)
+        Student(trained_student(config.student, config.objective), vocab_size=2)

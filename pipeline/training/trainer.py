@@ -81,7 +81,7 @@ class Trainer:
         self.ranks = Ranks.join()
         self.config = config = replace(
             config,
-            student=trained_student(config),
+            student=trained_student(config.student, config.objective),
             data=with_batches_a_step(config.data, self.ranks),
         )
         self.reporter = reporter if self.ranks.is_first else Reporter()

@@ -1,3 +1,5 @@
+"""The student that a recipe trains, and what is refused before anything begins."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -26,11 +28,14 @@ def settings(recipe: str, student: StudentConfig) -> TrainConfig:
 
 def test_recipe_decides_about_the_heads() -> None:
     heads = StudentConfig(head_layers=(4, 8))
-    assert trained_student(settings("inter-kd", heads)) == heads
-    assert trained_student(settings("ctc", heads)).head_layers == ()
-    assert trained_student(settings("self-conditioned", heads)).self_conditioned
     fed_back = replace(heads, self_conditioned=True)
-    assert trained_student(settings("ctc", fed_back)) == fed_back
+    for recipe, student, trained in (
+        ("inter-kd", heads, heads),
+        ("ctc", heads, replace(heads, head_layers=())),
+        ("self-conditioned", heads, fed_back),
+        ("ctc", fed_back, fed_back),
+    ):
+        assert trained_student(student, ObjectiveConfig(recipe=recipe)) == trained
 
 
 def test_student_that_cannot_be_built_is_refused() -> None:
@@ -47,7 +52,7 @@ def test_student_that_cannot_be_built_is_refused() -> None:
 def test_settings_to_start_from_make_a_student() -> None:
     config = build(TrainConfig, read_yaml(Path(__file__).parents[3] / "examples" / "student.yaml"))
     require_student(config)
-    student = Student(trained_student(config), vocab_size=29)
+    student = Student(trained_student(config.student, config.objective), vocab_size=29)
     assert student.head_names == ("layer4", "layer8", "final")
     assert student.frame_formula.shift_samples == 320  # 20 ms, as `prepare` takes where not told
     assert 8e6 < student.weight_counts[-1] < 9e6

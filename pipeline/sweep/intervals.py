@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from interkd.kernels.errors import ConfigError, CorpusError, ShapeError
+from interkd.pipeline.scoring.error_rates import Unit
+from interkd.pipeline.sweep.scores import HeadScore, SplitScore, UnitCounts
 
 Floats = npt.NDArray[np.float64]
 
@@ -49,6 +51,24 @@ class Rates:
 def _estimate(value: float, samples: Floats) -> Estimate:
     low, high = interval(samples)
     return Estimate(value=value, low=low, high=high)
+
+
+def rates_of_scores(
+    systems: Mapping[str, Sequence[SplitScore]], unit: Unit, *, samples: int
+) -> dict[str, tuple[Rates, ...]]:
+    """The rates of each head of each system, whose seeds were all scored on one set."""
+
+    def counts(head: HeadScore) -> UnitCounts:
+        return head.words if unit == "word" else head.characters
+
+    (first, *_), *_ = systems.values()
+    lengths = np.array(counts(first.heads[-1]).lengths, dtype=np.float64)
+    errors = {
+        name: np.array([[counts(head).errors for head in score.heads] for score in scores])
+        for name, scores in systems.items()
+    }
+    by_head = {name: table.swapaxes(0, 1) for name, table in errors.items()}
+    return rates_of_heads(by_head, lengths, samples=samples)
 
 
 def rates_of_heads(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from interkd.kernels.errors import ConfigError, CorpusError
-from interkd.pipeline.scoring.error_rates import Unit
 from interkd.pipeline.sweep.config import SweepConfig
-from interkd.pipeline.sweep.intervals import Estimate, Rates, rates_of_heads
+from interkd.pipeline.sweep.intervals import Estimate, Rates, rates_of_scores
 from interkd.pipeline.sweep.report_inputs import Spikes, read_spikes, teacher_scores
 from interkd.pipeline.sweep.results import RunResult, finished_result
 from interkd.pipeline.sweep.rows import GroupRow, HeadRow, SweepReport, TeacherRow, Validated
 from interkd.pipeline.sweep.runs import Run, expand, ms_a_step
-from interkd.pipeline.sweep.scores import HeadScore, SplitScore, UnitCounts
+from interkd.pipeline.sweep.scores import HeadScore, SplitScore
 
 SAMPLES = 10_000
 BUDGET_SHARES = (0.25, 0.5, 1.0)  # of the training time, or steps, of the group done first
@@ -27,7 +24,7 @@ class _Course:
     """How long a run trained, in seconds or steps, and when it had which WER on the dev set."""
 
     total: float
-    validated: tuple[Validated, ...]
+    validated: tuple[tuple[float, float], ...]  # when, WER
 
 
 _Courses = Mapping[str, Sequence[_Course]]  # of each group
@@ -72,8 +69,8 @@ def report_sweep(sweep: SweepConfig, *, samples: int = SAMPLES) -> SweepReport:
     alone = {_TEACHER: [teacher[main]]} if teacher else {}
     if is_paired:  # then the same utterances are drawn for it
         systems.update(alone)
-    words = _resampled(systems, "word", samples=samples)
-    characters = _resampled(systems, "character", samples=samples)
+    words = rates_of_scores(systems, "word", samples=samples)
+    characters = rates_of_scores(systems, "character", samples=samples)
     courses = {
         group: [_course_in_time(results[run.name], ms_a_step(sweep, run)) for run in members]
         for group, members in groups.items()
@@ -100,10 +97,13 @@ def report_sweep(sweep: SweepConfig, *, samples: int = SAMPLES) -> SweepReport:
             gpu_seconds=_mean([course.total for course in courses[group]])
             if sweep.ms_a_step
             else None,
-            dev_wer_at=tuple(_wer_at(courses[group], budget) for budget in budgets),
+            dev_wer_at=tuple(
+                None if last is None else Validated(wer=last[1], seconds=last[0])
+                for last in _last_until(courses[group], budgets)
+            ),
             dev_wer_at_steps=tuple(
-                None if found is None else found.wer
-                for found in (_wer_at(in_steps[group], budget) for budget in step_budgets)
+                None if last is None else last[1]
+                for last in _last_until(in_steps[group], step_budgets)
             ),
             spikes=[spikes.get(run.name, {}) for run in members],
         )
@@ -117,8 +117,8 @@ def report_sweep(sweep: SweepConfig, *, samples: int = SAMPLES) -> SweepReport:
         teacher=_teacher_row(
             teacher,
             main,
-            words if is_paired else _resampled(alone, "word", samples=samples),
-            characters if is_paired else _resampled(alone, "character", samples=samples),
+            words if is_paired else rates_of_scores(alone, "word", samples=samples),
+            characters if is_paired else rates_of_scores(alone, "character", samples=samples),
             baselines=sweep.baselines,
             is_paired=is_paired,
         )
@@ -231,24 +231,6 @@ def _identity(score: SplitScore) -> tuple[str, tuple[int, ...], tuple[int, ...]]
     return score.utterances, final.words.lengths, final.characters.lengths
 
 
-def _resampled(
-    systems: Mapping[str, Sequence[SplitScore]], unit: Unit, *, samples: int
-) -> dict[str, tuple[Rates, ...]]:
-    """The rates of each head of each system, whose seeds were all scored on one set."""
-
-    def counts(head: HeadScore) -> UnitCounts:
-        return head.words if unit == "word" else head.characters
-
-    (first, *_), *_ = systems.values()
-    lengths = np.array(counts(first.heads[-1]).lengths, dtype=np.float64)
-    errors = {
-        name: np.array([[counts(head).errors for head in score.heads] for score in scores])
-        for name, scores in systems.items()
-    }
-    by_head = {name: table.swapaxes(0, 1) for name, table in errors.items()}
-    return rates_of_heads(by_head, lengths, samples=samples)
-
-
 def _reduction(group: str, other: str, rates: Mapping[str, Sequence[Rates]]) -> Estimate | None:
     if other == group or other not in rates:
         return None
@@ -266,7 +248,7 @@ def _course(result: RunResult, key: str, total: float, scale: float = 1.0) -> _C
     return _Course(
         total=scale * total,
         validated=tuple(
-            Validated(wer=row["dev_wer"]["final"], seconds=scale * row[key])
+            (scale * row[key], row["dev_wer"]["final"])
             for row in result.curve
             if key in row and "dev_wer" in row
         ),
@@ -278,12 +260,15 @@ def _budgets(courses: _Courses) -> tuple[float, ...]:
     return tuple(share * least for share in BUDGET_SHARES)
 
 
-def _wer_at(courses: Sequence[_Course], budget: float) -> Validated | None:
-    """The last until then; None unless every seed has one."""
-    until = [[one for one in course.validated if one.seconds <= budget] for course in courses]
-    if not all(until):
-        return None
-    last = [seed[-1] for seed in until]
-    return Validated(
-        wer=_mean([one.wer for one in last]), seconds=_mean([one.seconds for one in last])
-    )
+def _last_until(
+    courses: Sequence[_Course], budgets: Sequence[float]
+) -> Iterator[tuple[float, float] | None]:
+    """Of each budget when the last validation until then was, and its WER: means over seeds.
+
+    None unless every seed has one.
+    """
+    for budget in budgets:
+        until = [[one for one in course.validated if one[0] <= budget] for course in courses]
+        last = [seed[-1] for seed in until if seed]
+        is_whole = len(last) == len(courses)
+        yield (_mean([at for at, _ in last]), _mean([wer for _, wer in last])) if is_whole else None

@@ -64,11 +64,22 @@ def read_tries(path: Path) -> list[tuple[str, Try]]:
     return tries
 
 
-def run_line(name: str, settings: dict[str, str], epochs: int) -> str:
-    """An entry of the sweep's list, of the recipe of its name or of another one's settings."""
-    chosen = {"objective.recipe": name, **settings, "epochs": str(epochs)}
+def run_lines(
+    said: str, name: str, recipe: str, settings: dict[str, str], epochs: int
+) -> list[str]:
+    """An entry of the sweep's list, below what is said of it."""
+    chosen = {"objective.recipe": recipe, **settings, "epochs": str(epochs)}
     inner = ", ".join(f"{key}: {value}" for key, value in chosen.items())
-    return f"  - {{name: {name}, set: {{{inner}}}}}"
+    return [f"  # {said}", f"  - {{name: {name}, set: {{{inner}}}}}"]
+
+
+def without_losses(settings: dict[str, str]) -> dict[str, str]:
+    """What another loss can share: all but the objective, and of that the heads' weights."""
+    return {
+        key: value
+        for key, value in settings.items()
+        if not key.startswith("objective.") or key.endswith("ctc_weight")
+    }
 
 
 def main() -> None:
@@ -84,31 +95,26 @@ def main() -> None:
     for path in options.tuning:
         for recipe, one in read_tries(path):
             tries[recipe].append(one)
+    times = json.loads(options.times.read_text(encoding="utf-8"))["runs"]
+    ms = {run["recipe"]: f"{run['ms']:.2f}" for run in times}
     lines = []
     best = {}
     for recipe, made in tries.items():
-        best[recipe] = min(made, key=lambda one: one.dev_wer)
-        said = f"{best[recipe].name}: {best[recipe].dev_wer:.2f} % on dev, best of {len(made)}"
+        chosen = min(made, key=lambda one: one.dev_wer)
+        best[recipe] = chosen.settings
+        said = f"{chosen.name}: {chosen.dev_wer:.2f} % on dev, best of {len(made)}"
         print(f"{recipe}: {said}")
-        lines += [f"  # {said}", run_line(recipe, best[recipe].settings, options.epochs)]
+        lines += run_lines(said, recipe, recipe, best[recipe], options.epochs)
     for recipe, kin in KIN.items():
-        shared = best[kin].settings.items()
-        settings = {
-            key: value
-            for key, value in shared
-            if not key.startswith("objective.") or key.endswith("ctc_weight")
-        }
-        lines += [f"  # as {kin}", run_line(recipe, settings, options.epochs)]
-    times = json.loads(options.times.read_text(encoding="utf-8"))["runs"]
-    ms = {run["recipe"]: f"{run['ms']:.2f}" for run in times}
+        lines += run_lines(f"as {kin}", recipe, recipe, without_losses(best[kin]), options.epochs)
     fed_back = {"student.self_conditioned": "true"}
     others = [(recipe, recipe, {}) for recipe in CONTROLS]
     others += [(f"{recipe}-conditioned", recipe, fed_back) for recipe in CONDITIONED]
     for name, recipe, change in others:
-        other = CONTROLS.get(recipe, recipe)
+        kin = CONTROLS.get(recipe, recipe)
         if name in ms:
-            settings = {"objective.recipe": recipe, **best[other].settings, **change}
-            lines += [f"  # as {other}", run_line(name, settings, options.epochs)]
+            settings = {**best[kin], **change}
+            lines += run_lines(f"as {kin}", name, recipe, settings, options.epochs)
         else:
             print(f"{name}: left out, {options.times} has no time of its step")
     head = f"""\
@@ -120,7 +126,7 @@ score: {SETS}
 teacher: {TEACHER}
 jobs: 4
 baselines: [ctc, inter-ctc, skd, inter-kd]
-ms_a_step: {{{", ".join(f"{recipe}: {time}" for recipe, time in ms.items())}}}
+ms_a_step: {{{", ".join(f"{name}: {time}" for name, time in ms.items())}}}
 runs:
 """
     text = head + "\n".join(lines) + f"\ngrid: {{seed: [{options.seeds}]}}\n"

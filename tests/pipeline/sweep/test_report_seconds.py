@@ -117,6 +117,22 @@ def test_the_slowest_seed_of_the_first_group_is_done(
     assert report.rows[0].dev_wer_at[-1] == Validated(wer=53.0, seconds=42.0)
 
 
+def test_equal_steps_are_those_of_the_group_that_makes_the_fewest(
+    write: Callable[..., SweepConfig], write_made_up: WriteResult, made_up: MakeResult
+) -> None:
+    sweep = write()
+    for run in expand(sweep):
+        if run.entry == "ctc":
+            trained = replace(made_up(run, rate=0.3).trained, steps=900, seconds=40.0)
+            rows = curve(((150, 10.0), (300, 20.0), (900, 40.0)), 40.0 + 10 * run.config.seed)
+            write_made_up(run, rate=0.3, trained=trained, curve=rows)
+    report = report_sweep(sweep, samples=50)
+    assert report.step_budgets == (100.0, 200.0, 400.0)
+    ctc, inter = report.rows
+    assert ctc.dev_wer_at_steps == (None, 55.0, 54.0)  # at 150 and 300 steps
+    assert inter.dev_wer_at_steps == (55.0, 54.0, 53.0)
+
+
 def test_a_seed_without_validation_leaves_its_group_empty(
     write: Callable[..., SweepConfig], write_made_up: WriteResult
 ) -> None:

@@ -14,7 +14,8 @@ from rich.table import Table
 from interkd.cli.reporter import TerminalReporter
 from interkd.kernels.errors import InterkdError
 from interkd.pipeline.sweep.config import SweepConfig, read_sweep
-from interkd.pipeline.sweep.driver import SweepOutcome, run_sweep
+from interkd.pipeline.sweep.driver import run_sweep
+from interkd.pipeline.sweep.processes import SweepOutcome
 from interkd.pipeline.sweep.report import report_sweep
 from interkd.pipeline.sweep.states import states
 from interkd.pipeline.sweep.tables import tables_of, write_report

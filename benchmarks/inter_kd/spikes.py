@@ -15,7 +15,8 @@ from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.files import write_json
-from interkd.pipeline.scoring.spikes import measure_spike_offsets, to_json
+from interkd.pipeline.scoring.measure_spikes import measure_spike_offsets
+from interkd.pipeline.scoring.spikes import to_json
 from interkd.pipeline.students.checkpoint import load_student
 from interkd.pipeline.sweep.config import read_sweep
 from interkd.pipeline.sweep.report_inputs import SPIKES_FILE, read_spikes

@@ -14,7 +14,7 @@ from interkd.cli import sweep as command
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.config import as_plain
 from interkd.pipeline.sweep.config import read_sweep
-from interkd.pipeline.sweep.driver import SweepOutcome
+from interkd.pipeline.sweep.processes import SweepOutcome
 from interkd.pipeline.sweep.runs import expand
 from interkd.pipeline.training.recipes import uses_teacher
 from tests.command_line import interkd

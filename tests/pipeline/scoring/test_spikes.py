@@ -29,11 +29,11 @@ from interkd.pipeline.cache.writer import EncodedUtterance, PartPlan, StoreWrite
 from interkd.pipeline.corpus.manifest import Manifest
 from interkd.pipeline.frames import FrameFormula
 from interkd.pipeline.scoring.decode import greedy_decode
+from interkd.pipeline.scoring.measure_spikes import measure_spike_offsets
 from interkd.pipeline.scoring.spikes import (
     SpikeOffsets,
     Spikes,
     compare_spikes,
-    measure_spike_offsets,
     spikes,
     teacher_spikes,
     to_json,

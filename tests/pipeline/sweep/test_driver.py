@@ -17,7 +17,7 @@ import pytest
 
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.locks import hold
-from interkd.pipeline.sweep import driver
+from interkd.pipeline.sweep import processes
 from interkd.pipeline.sweep.config import SweepConfig, read_sweep
 from interkd.pipeline.sweep.driver import run_sweep
 from interkd.pipeline.sweep.report import report_sweep
@@ -237,7 +237,7 @@ def test_devices_are_given_in_turn(
     write_sweep: WriteSweep, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in("exec sleep 0.5")
-    monkeypatch.setattr(driver, "resolve_device", lambda name: name)
+    monkeypatch.setattr(processes, "resolve_device", lambda name: name)
     sweep = read_sweep(write_sweep())
     run_sweep(sweep, jobs=4, devices=["cuda:0", "cuda:1"])
     devices = [read_job(run.job).run.config.device for run in expand(sweep)]

@@ -17,7 +17,8 @@ from rich.table import Table
 from interkd.cli.cluster_options import cluster_options, cluster_settings
 from interkd.cli.reporter import TerminalReporter
 from interkd.kernels.errors import ConfigError
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, CacheTeacherSummary, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import CacheTeacherSummary, cache_teacher
 from interkd.pipeline.cluster.devices import device_list, run_on_devices
 
 EXIT_STOPPED = 3

@@ -9,18 +9,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from interkd.kernels.errors import ConfigError, InterkdError, TeacherError, TokenError
-from interkd.pipeline.cache.fingerprint import PRECISIONS, Fingerprint, check_same
 from interkd.pipeline.cache.format import METADATA_FILE
 from interkd.pipeline.cache.inspect import info
 from interkd.pipeline.cache.part import EncodedUtterance
 from interkd.pipeline.cache.part_claims import PartClaims
 from interkd.pipeline.cache.plan import PartPlan, plan_parts
 from interkd.pipeline.cache.writer import StoreWriter
-from interkd.pipeline.cluster.tasks import IN_PROCESS, ClusterSettings
-from interkd.pipeline.config import in_range, one_of
+from interkd.pipeline.cache_settings import (
+    CacheTeacherConfig,
+    fingerprint_of,
+    load_runner,
+    load_same_runner,
+)
 from interkd.pipeline.corpus.manifest import Manifest, Utterance, read_manifest
 from interkd.pipeline.corpus.tokens import BLANK, TOKENS_FILE, Tokenizer, is_blank_name
 from interkd.pipeline.devices import resolve_device
@@ -28,56 +29,9 @@ from interkd.pipeline.part_runner import PartRunner
 from interkd.pipeline.part_workers import PartCacher, cache_on_workers, write_part
 from interkd.pipeline.part_writer import PartFacts, PartWriter
 from interkd.pipeline.progress import Reporter
-from interkd.pipeline.teachers.load import load_teacher
-from interkd.pipeline.teachers.protocol import Teacher, TeacherInfo
+from interkd.pipeline.teachers.protocol import TeacherInfo
 
 LONG_WORK = 3600.0  # seconds of audio; each process loads a teacher of its own first
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheTeacherConfig:
-    """Settings of stage one.
-
-    Attributes:
-        teacher: SPEC of the teacher, see `teachers.load`.
-        manifest: Written by `interkd prepare`.
-        out: The store.
-        teacher_weights: Local weights of a torchaudio bundle.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `float32`, or `bfloat16` for autocast.
-        top_k: Most tokens kept of a frame, the blank among them.
-        mass: Probability that the kept tokens reach.
-        quantiser: `angle5`, `angle6`, `angle7` or `angle15`: bits of a stored probability.
-        part_minutes: Audio in a part, the unit of work and of loss.
-        batch_seconds: Padded audio in a batch; None is 640 on a GPU, 60 on a CPU.
-        decode_threads: Threads that decode audio; one a core when None.
-        stale_minutes: How long a writer on another host may show no sign of life before the parts
-            that it claimed are free again.
-        wait: Whether to wait for the parts of other writers and finish the store. Without, this run
-            makes what nobody has claimed, and a later one finishes.
-        cluster: Where the teacher runs, on CPUs: with `none` in this process.
-    """
-
-    teacher: str
-    manifest: Path
-    out: Path
-    teacher_weights: Path | None = None
-    device: str = "auto"
-    precision: str = "float32"
-    top_k: int = 16
-    mass: float = 0.99
-    quantiser: str = "angle5"
-    part_minutes: float = 60.0
-    batch_seconds: float | None = None
-    decode_threads: int | None = None
-    stale_minutes: float = 15.0
-    wait: bool = True
-    cluster: ClusterSettings = IN_PROCESS
-
-    def __post_init__(self) -> None:
-        one_of("precision", self.precision, PRECISIONS)
-        in_range("", self, "part_minutes", "batch_seconds", "stale_minutes", above=0)
-        in_range("", self, "decode_threads", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +113,7 @@ def cache_teacher(
         )
     is_new = not (config.out / METADATA_FILE).exists()
     writer = StoreWriter.open(
-        config.out, _fingerprint(config, teacher), _plan(manifest, config.part_minutes)
+        config.out, fingerprint_of(config, teacher), _plan(manifest, config.part_minutes)
     )
     try:
         return _fill(writer, runner, manifest, config, reporter)
@@ -186,42 +140,6 @@ def _tokens_in(folder: Path) -> tuple[str, ...]:
         return Tokenizer.load(folder).tokens
     except TokenError:  # another tool's file: stage one has no need of it
         return ()
-
-
-def load_runner(config: CacheTeacherConfig, device: torch.device) -> PartRunner:
-    """Loads the teacher, ready to run.
-
-    Raises:
-        TeacherError: If it cannot be loaded.
-    """
-    teacher = load_teacher(
-        config.teacher,
-        device=device,
-        precision=getattr(torch, config.precision),
-        weights=config.teacher_weights,
-    )
-    return PartRunner(
-        teacher,
-        device,
-        top_k=config.top_k,
-        mass=config.mass,
-        quantiser=config.quantiser,
-        batch_seconds=config.batch_seconds or (640.0 if device.type == "cuda" else 60.0),
-        decode_threads=config.decode_threads,
-    )
-
-
-def _load_same(config: CacheTeacherConfig, fingerprint: Fingerprint) -> PartRunner:
-    """Loads a worker's teacher, and refuses another one than the store was begun with."""
-    runner = load_runner(config, torch.device("cpu"))
-    what = f"a worker of {config.out} found another teacher"
-    check_same(
-        fingerprint,
-        _fingerprint(config, runner.teacher),
-        what=what,
-        remedy="let every node see the same files",
-    )
-    return runner
 
 
 def _fill(
@@ -308,7 +226,7 @@ def _cached(
     decode_threads = config.decode_threads or cluster.threads
     settings = replace(config, device="cpu", decode_threads=decode_threads)
     cacher = PartCacher(
-        load=partial(_load_same, settings, writer.metadata.fingerprint),
+        load=partial(load_same_runner, settings, writer.metadata.fingerprint),
         writer=writer,
         threads=cluster.threads,
     )
@@ -346,22 +264,6 @@ def _remove_if_empty(store: Path) -> None:
     if [path.name for path in store.iterdir()] == [METADATA_FILE]:
         (store / METADATA_FILE).unlink()
         store.rmdir()
-
-
-def _fingerprint(config: CacheTeacherConfig, teacher: Teacher) -> Fingerprint:
-    info = teacher.info
-    return Fingerprint(
-        teacher=info.name,
-        weights_sha256=info.weights_sha256,
-        tokens=info.tokens,
-        blank_index=info.blank_index,
-        sample_rate=info.sample_rate,
-        frame_formula=info.frame_formula,
-        top_k=config.top_k,
-        mass=config.mass,
-        quantiser=config.quantiser,
-        precision=config.precision,
-    )
 
 
 def _plan(manifest: Manifest, part_minutes: float) -> PartPlan:

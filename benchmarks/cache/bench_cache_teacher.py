@@ -29,7 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import cache_teacher
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.manifest import Utterance, read_manifest, write_manifest
 from interkd.pipeline.part_runner import PartRunner

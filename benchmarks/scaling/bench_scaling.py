@@ -26,7 +26,8 @@ from typing import Any
 import torch
 import yaml
 
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import cache_teacher
 from interkd.pipeline.corpus.manifest import read_manifest, write_manifest
 
 

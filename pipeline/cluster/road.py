@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from interkd.kernels.errors import ConfigError
-from interkd.pipeline.cache_teacher import CacheTeacherConfig
+from interkd.pipeline.cache_settings import CacheTeacherConfig
 from interkd.pipeline.cluster.jobs import (
     array_size,
     cache_jobs,

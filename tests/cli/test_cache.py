@@ -19,7 +19,8 @@ from interkd.pipeline.cache.codec import encode_frames, get_quantiser, pack_code
 from interkd.pipeline.cache.fingerprint import Fingerprint
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.writer import EncodedUtterance, PartPlan, StoreWriter
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import cache_teacher
 from interkd.pipeline.corpus.manifest import Utterance, write_manifest
 from interkd.pipeline.frames import FrameFormula
 from interkd.pipeline.teachers.protocol import TeacherInfo

@@ -20,7 +20,8 @@ import yaml
 from interkd.cli.main import main
 from interkd.kernels.errors import ClusterError, ConfigError
 from interkd.pipeline.cache.claims import Claim, claim
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import cache_teacher
 from interkd.pipeline.cluster import follow as follow_module
 from interkd.pipeline.cluster import submit as submit_module
 from interkd.pipeline.cluster.follow import Failure, follow

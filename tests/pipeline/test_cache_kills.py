@@ -38,7 +38,8 @@ import torch
 sys.path.insert(0, sys.argv[1])
 import loudness_of_tests
 from interkd.kernels.stick_breaking import expand_stick_breaking
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import cache_teacher
 
 empty = np.zeros(0, np.uint8)
 expand_stick_breaking(empty, empty, empty, np.array([0.5]))  # compiled once, here

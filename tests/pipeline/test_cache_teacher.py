@@ -25,7 +25,8 @@ from interkd.kernels.errors import ConfigError, FingerprintError, StoreError, Te
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.transcripts import transcribe_store
 from interkd.pipeline.cache.verify import verify
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import cache_teacher
 from interkd.pipeline.corpus.audio import AudioCache
 from interkd.pipeline.corpus.manifest import read_manifest, write_manifest
 from interkd.pipeline.scoring.error_rates import count_errors

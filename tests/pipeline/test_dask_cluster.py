@@ -22,7 +22,8 @@ from interkd.kernels.errors import ClusterError, ConfigError, CorruptStoreError,
 from interkd.pipeline.cache.compact import compact
 from interkd.pipeline.cache.stats import stats
 from interkd.pipeline.cache.verify import verify
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, CacheTeacherSummary, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import CacheTeacherSummary, cache_teacher
 from interkd.pipeline.cluster import dask_cluster
 from interkd.pipeline.cluster.tasks import ClusterSettings, open_workers
 from interkd.pipeline.corpus.prepare import BadRowsError, PrepareConfig, prepare

@@ -14,7 +14,8 @@ from interkd.cli.main import main
 from interkd.pipeline.cache.inspect import info
 from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.transcripts import transcribe_store
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import cache_teacher
 from interkd.pipeline.config import as_plain
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.corpus.prepare import PrepareConfig, prepare

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from interkd.pipeline.cache.verify import verify
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import cache_teacher
 from interkd.pipeline.cluster import dask_cluster
 
 pytest.importorskip("dask_jobqueue")

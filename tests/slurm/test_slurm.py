@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from interkd.pipeline.cache.verify import verify
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import cache_teacher
 
 pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm for all of them
 

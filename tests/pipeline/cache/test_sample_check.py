@@ -16,7 +16,8 @@ from interkd.pipeline.cache.reader import TeacherStore
 from interkd.pipeline.cache.sample_check import draw, sample_check
 from interkd.pipeline.cache.teacher_gap import check_utterance, gap_of
 from interkd.pipeline.cache.version2 import Version2Layout
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import cache_teacher
 from interkd.pipeline.corpus.manifest import read_manifest, write_manifest
 from interkd.pipeline.frames import FrameFormula
 from interkd.pipeline.teachers.protocol import TeacherInfo

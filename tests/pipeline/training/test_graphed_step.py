@@ -13,7 +13,8 @@ from interkd.kernels.ctc_distill import ctc_distill_loss
 from interkd.kernels.sparse import SparsePosteriors
 from interkd.kernels.token_distill import TokenSupport, token_distill_loss
 from interkd.pipeline.cache.reader import TeacherStore
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import cache_teacher
 from interkd.pipeline.progress import Reporter
 from interkd.pipeline.students import jasper
 from interkd.pipeline.students.config import StudentConfig

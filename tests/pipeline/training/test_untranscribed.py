@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from interkd.kernels.errors import ConfigError
-from interkd.pipeline.cache_teacher import CacheTeacherConfig, cache_teacher
+from interkd.pipeline.cache_settings import CacheTeacherConfig
+from interkd.pipeline.cache_teacher import cache_teacher
 from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.corpus.prepare import BadRowsError, PrepareConfig, prepare
 from interkd.pipeline.training.recipes import ObjectiveConfig

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -169,7 +168,8 @@ def test_a_failing_run_and_one_held_elsewhere_do_not_stop_the_others(
     assert outcome.exit_code == 1
     (failure,) = outcome.failed
     assert (failure.run.name, failure.code) == ("bad", EXIT_ERROR)
-    assert re.search(r"error: sample rate of .*; expected 8000", failure.reason)
+    dev = failure.run.config.data.dev_manifest
+    assert f"error: sample rate of {dev}; expected 8000, got 16000" in failure.reason
     assert [run.name for run in outcome.elsewhere] == ["held"]
     assert [run.name for run in outcome.done] == ["good"]
     assert standing(sweep) == ["failed", "waiting", "done"]

@@ -273,7 +273,10 @@ def test_mistakes_show_before_anything_starts(
     ):
         run_sweep(read_sweep(write_sweep(runs=[{"name": "kd", "set": distilled}], baselines=[])))
     headless = [{"name": "deep", "set": {"student.head_layers": [99]}}]
-    with pytest.raises(ConfigError, match=r"'deep-seed1': student.head_layers; .* got \[99\]"):
+    with pytest.raises(
+        ConfigError,
+        match=r"run 'deep-seed1': student.head_layers; expected layers from 1 to 1; .* got \[99\]",
+    ):
         run_sweep(read_sweep(write_sweep(runs=headless, baselines=[])))
     with pytest.raises(ConfigError, match=r"teacher.test: there is no .*nope.trn"):
         run_sweep(read_sweep(write_sweep(teacher={"test": "nope.trn"})))

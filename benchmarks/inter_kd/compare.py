@@ -26,7 +26,7 @@ def read_group(pattern: str, split: str) -> list[SplitScore]:
 
 
 def main() -> None:
-    """Prints a line for words and one for characters, of the final head."""
+    """Prints words and characters of every head that both have."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", help="pattern of files, one a seed")
     parser.add_argument("baseline", help="likewise")
@@ -35,15 +35,19 @@ def main() -> None:
     ours, theirs = (read_group(one, options.split) for one in (options.results, options.baseline))
     if len({score.utterances for score in [*ours, *theirs]}) > 1:
         raise SystemExit("the results are of different utterances")
+    # Of students with different heads the last alone.
+    heads = {tuple(head.name for head in score.heads) for score in [*ours, *theirs]}
+    names = heads.pop() if len(heads) == 1 else ("final",)
     for unit, name in (("word", "WER"), ("character", "CER")):
         rates = rates_of_scores({"ours": ours, "theirs": theirs}, unit, samples=SAMPLES)
-        mine, other = rates["ours"][-1], rates["theirs"][-1]
-        less = mine.reduction(other)
-        assert less is not None
-        print(
-            f"{name} {mine.value:.2f} and {other.value:.2f} %: "
-            f"{less.value:+.1f} % less ({less.low:+.1f} to {less.high:+.1f})"
-        )
+        mine_of, other_of = (rates[group][-len(names) :] for group in ("ours", "theirs"))
+        for head, mine, other in zip(names, mine_of, other_of, strict=True):
+            less = mine.reduction(other)
+            assert less is not None
+            print(
+                f"{name} of {head}: {mine.value:.2f} and {other.value:.2f} %, "
+                f"{less.value:+.1f} % less ({less.low:+.1f} to {less.high:+.1f})"
+            )
 
 
 if __name__ == "__main__":

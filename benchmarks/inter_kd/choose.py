@@ -1,11 +1,12 @@
 """The experiment's sweep from its tuning: each recipe with the settings that dev liked best.
 
     E=benchmarks/inter_kd
-    python $E/choose.py $E/jasper-{first,tuning,more}.yaml --epochs 80 \\
-        --times $E/results/h200-recipes.json --out $E/jasper-sweep.yaml
+    python $E/choose.py $E/jasper-{first,tuning,more}.yaml --beyond $E/jasper-beyond.yaml \\
+        --epochs 80 --times $E/results/h200-recipes.json --out $E/jasper-sweep.yaml
 
 Every run of the tuning must be done. Recipes that were not tuned take the settings of their nearest
-kin. The times are what bench_training.py wrote of the recipes.
+kin. What goes beyond the recipes (other heads, other frames) has a row if its best is better than
+every recipe. The times are what bench_training.py wrote of the recipes.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def main() -> None:
     """Writes the sweep and says what it chose."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tuning", type=Path, nargs="+")
+    parser.add_argument("--beyond", type=Path)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seeds", default="1, 2, 3")
     parser.add_argument("--times", type=Path, required=True)
@@ -117,6 +119,13 @@ def main() -> None:
             lines += run_lines(f"as {kin}", name, recipe, settings, options.epochs)
         else:
             print(f"{name}: left out, {options.times} has no time of its step")
+    if options.beyond:
+        beyond = read_tries(options.beyond)
+        recipe, one = min(beyond, key=lambda pair: pair[1].dev_wer)
+        said = f"{one.name}: {one.dev_wer:.2f} % on dev, best of {len(beyond)} beyond the recipes"
+        print(said)
+        if one.dev_wer < min(other.dev_wer for made in tries.values() for other in made):
+            lines += run_lines(said, one.name, recipe, one.settings, options.epochs)
     head = f"""\
 # Made by choose.py of the tuning: each recipe with the settings that dev liked best.
 base: jasper.yaml

@@ -121,6 +121,11 @@ class StudentConfig:
                 "student.head_layers", expected="rising layer numbers", got=list(self.head_layers)
             )
 
+    @property
+    def dropout(self) -> float:
+        """Of the encoder in use."""
+        return (self.conformer if self.encoder == "conformer" else self.jasper).dropout
+
     def intermediate_layers(self, layers: int) -> tuple[int, ...]:
         """The layers with an intermediate head, of an encoder of so many layers."""
         if self.head_layers is not None:

@@ -100,11 +100,11 @@ class Trainer:
             check_values=self.device.type == "cpu",
         )
         views = config.objective.views
-        if views > 1 and not config.spec_augment:
+        if views > 1 and not (config.spec_augment or config.student.dropout):
             raise ConfigError(
-                "two views of an utterance are the same without augmentation",
-                expected="a section spec_augment",
-                got="none",
+                "two views of an utterance are the same without augmentation and dropout",
+                expected="a section spec_augment, or dropout above 0",
+                got="neither",
             )
         if config.compile:
             self.model.compile_layers()

@@ -28,7 +28,7 @@ from interkd.pipeline.training.ranks import Ranks
 from interkd.pipeline.training.recipes import ObjectiveConfig
 from interkd.pipeline.training.trainer import Trainer, train
 from tests.reporters import Heard
-from tests.students import last_weights, log_rows, losses, training
+from tests.students import conformer, last_weights, log_rows, losses, training
 
 
 def tiny(corpus: Any, out: Path, **changes: Any) -> TrainConfig:
@@ -181,9 +181,14 @@ def test_settings_without_effect_may_change_between_starts(
         train(replace(config, data=replace(data, buckets=7)), resume=True)
 
 
-def test_two_views_need_augmentation(tone_corpus: Any, tmp_path: Path) -> None:
-    config = tiny(tone_corpus, tmp_path / "run", objective=ObjectiveConfig(recipe="cr-ctc"))
-    with pytest.raises(ConfigError, match=r"two views.*spec_augment"):
+def test_two_views_need_augmentation_or_dropout(tone_corpus: Any, tmp_path: Path) -> None:
+    config = tiny(
+        tone_corpus,
+        tmp_path / "run",
+        student=conformer(32, dropout=0.0),
+        objective=ObjectiveConfig(recipe="cr-ctc"),
+    )
+    with pytest.raises(ConfigError, match=r"two views.*spec_augment.*dropout"):
         train(config)
     assert not config.out.exists()
     augmented = replace(config, spec_augment=SpecAugmentConfig(time_width=8, frequency_width=6))
@@ -192,6 +197,21 @@ def test_two_views_need_augmentation(tone_corpus: Any, tmp_path: Path) -> None:
     assert result.steps == steps
     train(replace(augmented, objective=ObjectiveConfig(recipe="ctc"), out=tmp_path / "one-view"))
     assert len(losses(tmp_path / "one-view")) == steps
+
+
+def test_views_of_dropout_differ(tone_corpus: Any, tmp_path: Path) -> None:
+    first = []
+    for weight in (0.2, 5.0):
+        config = tiny(
+            tone_corpus,
+            tmp_path / str(weight),
+            student=conformer(32, dropout=0.1),
+            objective=ObjectiveConfig(recipe="cr-ctc", consistency_weight=weight),
+            epochs=1,
+        )
+        train(config)
+        first.append(losses(config.out)[0])
+    assert first[1] > first[0] * 1.0001
 
 
 def test_self_conditioned_recipe_trains_a_self_conditioned_student(

@@ -100,6 +100,7 @@ class StudentConfig:
         encoder: `conformer` or `jasper-mini`; the section of that name holds its shape.
         head_layers: Layers (counted from 1) with a CTC head of their own, rising. None takes the
             usual ones: a third and two thirds of a Conformer, 18, 24 and 30 of Jasper-Mini's 33.
+        last_layer: The encoder ends after this layer, where the final head is; None: after all.
         shared_heads: One linear layer for all heads (their layers must have one width).
         self_conditioned: Feeds the intermediate heads' posteriors back into the encoder through one
             linear layer (Nozaki & Komatsu 2021); then the intermediate heads are part of the model
@@ -108,6 +109,7 @@ class StudentConfig:
 
     encoder: str = "conformer"
     head_layers: tuple[int, ...] | None = None
+    last_layer: int | None = None
     shared_heads: bool = False
     self_conditioned: bool = False
     features: FeatureConfig = field(default_factory=FeatureConfig)

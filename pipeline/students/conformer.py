@@ -12,7 +12,7 @@ from interkd.pipeline.audio_library import torchaudio
 from interkd.pipeline.students.config import ConformerConfig
 from interkd.pipeline.students.convolution import depthwise_over_time
 from interkd.pipeline.students.features import frame_mask
-from interkd.pipeline.students.layers import AtLayer
+from interkd.pipeline.students.layers import AtLayer, layers_in_use
 
 ConformerLayer = torchaudio.models.conformer.ConformerLayer
 
@@ -79,7 +79,9 @@ class ConformerEncoder(nn.Module):
     torchaudio's layer has no positional encoding: the convolutions carry position.
     """
 
-    def __init__(self, config: ConformerConfig, feature_dim: int) -> None:
+    def __init__(
+        self, config: ConformerConfig, feature_dim: int, *, last_layer: int | None = None
+    ) -> None:
         super().__init__()
         if config.stride not in (1, 2, 4, 8):
             raise ConfigError(
@@ -103,9 +105,9 @@ class ConformerEncoder(nn.Module):
                 config.convolution_kernel,
                 dropout=config.dropout,
             )
-            for _ in range(config.layers)
+            for _ in range(layers_in_use(config.layers, last_layer))
         )
-        self.layer_dims = (config.dim,) * config.layers
+        self.layer_dims = (config.dim,) * len(self.layers)
         self.compiled_layer = run_layer
 
     def compile_layers(self) -> None:

@@ -18,7 +18,7 @@ from interkd.pipeline.students.convolution import (
     pointwise,
 )
 from interkd.pipeline.students.features import frame_mask
-from interkd.pipeline.students.layers import AtLayer
+from interkd.pipeline.students.layers import AtLayer, layers_in_use
 
 
 class SeparableConvolution(nn.Module):
@@ -95,7 +95,9 @@ class JasperEncoder(nn.Module):
     activation of the block.
     """
 
-    def __init__(self, config: JasperConfig, feature_dim: int) -> None:
+    def __init__(
+        self, config: JasperConfig, feature_dim: int, *, last_layer: int | None = None
+    ) -> None:
         super().__init__()
         if len(config.block_channels) != len(config.block_kernels):
             raise ConfigError(
@@ -126,8 +128,11 @@ class JasperEncoder(nn.Module):
         dilated, last = config.last_channels
         layers.append(SeparableConvolution(width, dilated, config.dilated_kernel, dilation=2))
         layers.append(SeparableConvolution(dilated, last, 1))
-        self.layers = nn.ModuleList(layers)
-        self.layer_dims = (*dims, dilated, last)
+        count = layers_in_use(len(layers), last_layer)
+        self.layers = nn.ModuleList(layers[:count])
+        self.layer_dims = (*dims, dilated, last)[:count]
+        self.block_ends = {end: block for end, block in self.block_ends.items() if end < count}
+        self.residuals = self.residuals[: len(self.block_ends)]
         self.dropout = nn.Dropout(config.dropout)
         self.formula_steps = (stem.formula_step,)
         self.compiled_activate = activate

@@ -42,9 +42,9 @@ class Student(nn.Module):
         self.augment: nn.Module = nn.Identity()
         mels = config.features.mels
         self.encoder: ConformerEncoder | JasperEncoder = (
-            ConformerEncoder(config.conformer, mels)
+            ConformerEncoder(config.conformer, mels, last_layer=config.last_layer)
             if config.encoder == "conformer"
-            else JasperEncoder(config.jasper, mels)
+            else JasperEncoder(config.jasper, mels, last_layer=config.last_layer)
         )
         dims = self.encoder.layer_dims
         intermediate = config.intermediate_layers(len(dims))

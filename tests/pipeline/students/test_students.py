@@ -19,6 +19,7 @@ from interkd.pipeline.students.config import (
     JasperConfig,
     StudentConfig,
 )
+from interkd.pipeline.students.cut import cut_student
 from interkd.pipeline.students.features import LogMel
 from interkd.pipeline.students.model import Student
 from tests.students import JASPER
@@ -148,6 +149,30 @@ def test_jasper_counts_the_way_around_a_block_with_its_block() -> None:
     assert student.weight_counts[0] == expected + 16 * 5 + 5
     with pytest.raises(ConfigError, match="odd sizes"):
         JasperConfig(block_kernels=(12,), block_channels=(8,))
+
+
+@pytest.mark.parametrize("head", ["layer2", "layer5", "layer6"])
+def test_jasper_cut_at_a_head_says_what_the_head_says(head: str, device: torch.device) -> None:
+    torch.manual_seed(0)
+    config = replace(SMALL["jasper-mini"], head_layers=(2, 5, 6))
+    student = Student(config, 5).to(device).eval()
+    waveforms = 0.1 * torch.randn(2, 16000, device=device)
+    lengths = torch.tensor([16000, 7001], device=device)
+    place = student.head_names.index(head)
+    shorter = cut_student(student, head).to(device)
+    whole, cut = student(waveforms, lengths), shorter(waveforms, lengths)
+    assert len(cut.logits) == place + 1
+    assert all(torch.equal(a, b) for a, b in zip(cut.logits, whole.logits, strict=False))
+    assert len(shorter.encoder.layers) == int(head.removeprefix("layer"))
+    # The way around a block that ends behind the head is not there either.
+    assert shorter.weight_counts == student.weight_counts[: place + 1]
+
+
+@pytest.mark.parametrize("last", [0, 100])
+def test_a_last_layer_that_is_not_there_is_refused(last: int) -> None:
+    for config in SMALL.values():
+        with pytest.raises(ConfigError, match=r"student\.last_layer.*from 1 to"):
+            Student(replace(config, last_layer=last), 5)
 
 
 def test_shared_heads_are_one_layer() -> None:

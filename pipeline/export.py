@@ -17,9 +17,7 @@ from interkd.pipeline.students.cut import cut_student
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-def export(
-    checkpoint: Path, out: Path, *, dtype: str = "float16", head: str = "final"
-) -> int:
+def export(checkpoint: Path, out: Path, *, dtype: str = "float16", head: str = "final") -> int:
     """Writes a checkpoint's weights, shape and tokens to a folder of their own.
 
     Args:

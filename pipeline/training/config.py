@@ -156,3 +156,9 @@ class TrainConfig:
         in_range("", self, "average_epochs", "checkpoint_minutes", at_least=0)
         in_range("", self, "max_minutes", above=0)
         in_range("", self, "seed", at_least=0, below=2**63)
+        if self.objective.views > 1 and not (self.spec_augment or self.student.dropout):
+            raise ConfigError(
+                "two views of an utterance are the same without augmentation and dropout",
+                expected="a section spec_augment, or dropout above 0",
+                got="neither",
+            )

@@ -99,13 +99,6 @@ class Trainer:
             # What the loader makes fits; on a GPU a look at it would wait for every step.
             check_values=self.device.type == "cpu",
         )
-        views = config.objective.views
-        if views > 1 and not (config.spec_augment or config.student.dropout):
-            raise ConfigError(
-                "two views of an utterance are the same without augmentation and dropout",
-                expected="a section spec_augment, or dropout above 0",
-                got="neither",
-            )
         if config.compile:
             self.model.compile_layers()
         self.audio = AudioCache(int(config.data.audio_memory_gb * 2**30))
@@ -129,7 +122,7 @@ class Trainer:
             pin=self.device.type == "cuda",
             resident=self._resident_audio(),
             padded_samples=self.sampler.padded_samples if config.cuda_graphs else None,
-            views=views,
+            views=config.objective.views,
         )
         self._warn_of_impossible()
         self.model.to(self.device)

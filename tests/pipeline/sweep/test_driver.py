@@ -278,6 +278,9 @@ def test_mistakes_show_before_anything_starts(
         match=r"run 'deep-seed1': student.head_layers; expected layers from 1 to 1; .* got \[99\]",
     ):
         run_sweep(read_sweep(write_sweep(runs=headless, baselines=[])))
+    same = {"objective.recipe": "cr-ctc", "student.conformer.dropout": 0}
+    with pytest.raises(ConfigError, match=r"run 'same-seed1': two views .* got neither"):
+        run_sweep(read_sweep(write_sweep(runs=[{"name": "same", "set": same}], baselines=[])))
     with pytest.raises(ConfigError, match=r"teacher.test: there is no .*nope.trn"):
         run_sweep(read_sweep(write_sweep(teacher={"test": "nope.trn"})))
     (tmp_path / "short.trn").write_text("A B (someone-else)\n")

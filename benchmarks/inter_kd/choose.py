@@ -83,6 +83,17 @@ def without_losses(settings: dict[str, str]) -> dict[str, str]:
     }
 
 
+def lines_beyond(path: Path, to_beat: float, epochs: int) -> list[str]:
+    """The best of a sweep beyond the recipes as an entry, if its WER is below another one."""
+    tries = read_tries(path)
+    recipe, best = min(tries, key=lambda pair: pair[1].dev_wer)
+    said = f"{best.name}: {best.dev_wer:.2f} % on dev, best of {len(tries)} beyond the recipes"
+    print(said)
+    if best.dev_wer >= to_beat:
+        return []
+    return run_lines(said, best.name, recipe, best.settings, epochs)
+
+
 def main() -> None:
     """Writes the sweep and says what it chose."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -120,12 +131,8 @@ def main() -> None:
         else:
             print(f"{name}: left out, {options.times} has no time of its step")
     if options.beyond:
-        beyond = read_tries(options.beyond)
-        recipe, one = min(beyond, key=lambda pair: pair[1].dev_wer)
-        said = f"{one.name}: {one.dev_wer:.2f} % on dev, best of {len(beyond)} beyond the recipes"
-        print(said)
-        if one.dev_wer < min(other.dev_wer for made in tries.values() for other in made):
-            lines += run_lines(said, one.name, recipe, one.settings, options.epochs)
+        to_beat = min(one.dev_wer for made in tries.values() for one in made)
+        lines += lines_beyond(options.beyond, to_beat, options.epochs)
     head = f"""\
 # Made by choose.py of the tuning: each recipe with the settings that dev liked best.
 base: jasper.yaml

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from interkd.pipeline.sweep.rows import SweepReport
+    from interkd.pipeline.sweep.rows import GroupRow, SweepReport
 
 _COLOURS = (
     "#3b6ea5",
@@ -64,7 +65,7 @@ def plot_wer(report: SweepReport) -> Figure:
             color=_COLOURS[2],
             fontsize=9,
         )
-    axes.set_yticks(range(len(rows)), [row.group for row in rows])
+    axes.set_yticks(range(len(rows)), _labels(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.12)
     axes.set_xlabel(
@@ -83,7 +84,7 @@ def plot_depth(report: SweepReport) -> Figure:
     figure = Figure(figsize=(8.6, max(4.2, 0.8 + 0.24 * len(rows))), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for index, row in enumerate(rows):
+    for index, (row, label) in enumerate(zip(rows, _labels(rows), strict=True)):
         axes.plot(
             [head.weight_count / 1e6 for head in row.heads],
             [head.wer.value for head in row.heads],
@@ -91,13 +92,22 @@ def plot_depth(report: SweepReport) -> Figure:
             marker=_MARKERS[index // len(_COLOURS) % len(_MARKERS)],
             markersize=5,
             linewidth=1.4,
-            label=row.group,
+            label=label,
         )
     axes.set_xlabel("weights needed to run up to the head, millions", color=_SOFT, fontsize=9)
     axes.set_ylabel(f"WER on {report.split}, %", color=_SOFT, fontsize=9)
     _tidy(axes, "both")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9, labelcolor=_INK)
     return figure
+
+
+def _labels(rows: Sequence[GroupRow]) -> list[str]:
+    """Names of the groups; those with fewer seeds than another say how many."""
+    most = max(len(row.seeds) for row in rows)
+    return [
+        row.group if len(row.seeds) == most else f"{row.group} ({len(row.seeds)} of {most} seeds)"
+        for row in rows
+    ]
 
 
 def _tidy(axes: Any, grid: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from interkd.kernels.errors import ConfigError, CorpusError
 from interkd.pipeline.sweep.config import SweepConfig, read_sweep
 from interkd.pipeline.sweep.intervals import interval, resampled_rates
+from interkd.pipeline.sweep.plots import plot_depth, plot_wer
 from interkd.pipeline.sweep.report import report_sweep
 from interkd.pipeline.sweep.results import RunResult, read_result
 from interkd.pipeline.sweep.runs import expand
@@ -133,6 +134,14 @@ def test_files(sweep: SweepConfig) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[2:])
     again = report_sweep(sweep, samples=500)
     assert as_markdown(again) == as_markdown(report)
+
+
+def test_the_plots_say_which_group_has_fewer_seeds(sweep: SweepConfig) -> None:
+    (sweep.results_folder / "inter-ctc-seed2.json").unlink()
+    report = report_sweep(sweep, samples=100)
+    named = ["ctc", "inter-ctc (1 of 2 seeds)"]
+    assert [tick.get_text() for tick in plot_wer(report).axes[0].get_yticklabels()] == named
+    assert [text.get_text() for text in plot_depth(report).legends[0].get_texts()] == named
 
 
 def test_heads_of_different_students_share_a_table(

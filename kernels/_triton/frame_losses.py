@@ -10,9 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interkd.kernels._triton.lattice import probability
 from interkd.kernels._triton.prepare import BUCKET, RENORMALISE, UNIFORM, finite_or_zero
 from interkd.kernels._triton.rows import of_head, rest_below_its_peak, row_sums
+from interkd.kernels._triton.scaled import probability
 
 _FEW = tl.constexpr(4)  # kept tokens that are struck out one by one
 _SMALLEST_SUM = tl.constexpr(1e-25)  # of exponentials below the frame's largest logit

@@ -1,10 +1,10 @@
 """CTC lattice on a GPU: alpha and beta of all heads at once, each from its own end.
 
-A probability is a mantissa and an exponent of its own, `m * 2^e`, both float32: nothing underflows,
-rounding is relative, and a step needs no logarithm. Alpha runs from the first frame and beta from
-the last, in the same code: beta is alpha of the reversed utterance. Each keeps its label states
-until they meet in the middle (`sweep_halves`); then each goes on through the other's half, whose
-kept states give the occupancies (`sweep_occupancies`). docs/maths.md section 6.
+Probabilities are those of scaled.py: nothing underflows, and a step needs no logarithm. Alpha runs
+from the first frame and beta from the last, in the same code: beta is alpha of the reversed
+utterance. Each keeps its label states until they meet in the middle (`sweep_halves`); then each
+goes on through the other's half, whose kept states give the occupancies (`sweep_occupancies`).
+docs/maths.md section 6.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 # ruff: noqa: N803
@@ -14,46 +14,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from interkd.kernels._triton.scaled import ZERO, normalised, power, probability, total
+
 FIXED_POINT = tl.constexpr(1073741824.0)  # occupancies are int32 in units of 2^-30
-_ZERO = tl.constexpr(-1.0e38)  # exponent of a probability 0, whose mantissa is 0
-_MAGIC = tl.constexpr(12583039.0)  # 1.5 * 2^23 + 127: adding it moves an integer to the low bits
-_LOG2_E = tl.constexpr(1.4426950408889634)
-_LN2_HIGH = tl.constexpr(0.693359375)
-_LN2_LOW = tl.constexpr(-2.12194440e-4)
-
-
-@triton.jit
-def _power(exponent):
-    """2^exponent, exactly, for integers from -126 to 127; 0 below."""
-    bits = (tl.maximum(exponent, -127.0) + _MAGIC).to(tl.int32, bitcast=True) << 23
-    return bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _normalised(mantissa, exponent):
-    """The same probability with its mantissa in [1, 2); a mantissa that is no number stays."""
-    bits = mantissa.to(tl.int32, bitcast=True)
-    raised = bits >> 23
-    ordinary = (raised > 0) & (raised < 255)
-    plain = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
-    mantissa = tl.where(ordinary, plain, tl.where(raised == 0, 0.0, mantissa))
-    exponent = tl.where(ordinary, exponent + (raised - 127).to(tl.float32), _ZERO)
-    return mantissa, tl.maximum(exponent, _ZERO)
-
-
-@triton.jit
-def probability(logit, peak, inverse):
-    """`exp(logit - peak) * inverse`, the difference with its rounding error; not normalised."""
-    distance = logit - peak
-    moved = logit - distance
-    error = (logit - (distance + moved)) + (moved - peak)
-    exponent = tl.floor(distance * _LOG2_E)
-    rest = distance - exponent * _LN2_HIGH - exponent * _LN2_LOW
-    # Beyond 10^6 nats float32 has no digits left for the rest.
-    rest = tl.where(tl.abs(distance) > 1.0e6, 0.0, rest + error)
-    nothing = distance == -float("inf")
-    mantissa = tl.where(nothing, 0.0, tl.exp(rest) * inverse)
-    return mantissa, tl.where(nothing, _ZERO, exponent)
 
 
 @triton.jit
@@ -64,7 +27,7 @@ def _left(mantissa, exponent, k):
     both = tl.gather(both, tl.maximum(k - 1, 0), 0)
     mantissa = (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)
     exponent = both.to(tl.int32).to(tl.float32, bitcast=True)
-    return tl.where(k == 0, 0.0, mantissa), tl.where(k == 0, _ZERO, exponent)
+    return tl.where(k == 0, 0.0, mantissa), tl.where(k == 0, ZERO, exponent)
 
 
 @triton.jit
@@ -72,13 +35,13 @@ def _enter(blank_m, blank_e, label_m, label_e, k, skips):
     """What flows into the blank before each label, and into each label, before emission."""
     left_m, left_e = _left(label_m, label_e, k)
     blank_top = tl.maximum(blank_e, left_e)
-    into_blank = _power(blank_e - blank_top) * blank_m + _power(left_e - blank_top) * left_m
+    into_blank = power(blank_e - blank_top) * blank_m + power(left_e - blank_top) * left_m
     # Where the blank may not be skipped, the left label must not set the scale either.
     left_m = tl.where(skips, left_m, 0.0)
-    left_e = tl.where(skips, left_e, _ZERO)
+    left_e = tl.where(skips, left_e, ZERO)
     label_top = tl.maximum(tl.maximum(blank_e, left_e), label_e)
-    into_label = _power(label_e - label_top) * label_m
-    into_label += _power(blank_e - label_top) * blank_m + _power(left_e - label_top) * left_m
+    into_label = power(label_e - label_top) * label_m
+    into_label += power(blank_e - label_top) * blank_m + power(left_e - label_top) * left_m
     return into_blank, blank_top, into_label, label_top
 
 
@@ -91,17 +54,9 @@ def _emit(into_m, into_e, into_label_m, into_label_e, frame, valid, NORMALISE: t
     blank_m, blank_e = into_m * blank_m, into_e + blank_e
     label_m, label_e = into_label_m * emit_m, into_label_e + emit_e
     if NORMALISE:
-        blank_m, blank_e = _normalised(blank_m, blank_e)
-        label_m, label_e = _normalised(label_m, label_e)
+        blank_m, blank_e = normalised(blank_m, blank_e)
+        label_m, label_e = normalised(label_m, label_e)
     return blank_m, blank_e, label_m, label_e
-
-
-@triton.jit
-def _sum(mantissa, exponent, more_mantissa, more_exponent):
-    """Sum of two vectors of probabilities."""
-    top = tl.maximum(tl.max(exponent, 0), tl.max(more_exponent, 0))
-    parts = mantissa * _power(exponent - top) + more_mantissa * _power(more_exponent - top)
-    return tl.sum(parts, 0), top
 
 
 @triton.jit
@@ -178,9 +133,9 @@ def sweep_halves(
     middle = length // 2
     steps = tl.where(direction == 0, middle, length - middle)
     blank_m = tl.where(k == 0, 1.0, 0.0)
-    blank_e = tl.where(k == 0, 0.0, _ZERO)
+    blank_e = tl.where(k == 0, 0.0, ZERO)
     label_m = tl.zeros([BLOCK], tl.float32)
-    label_e = tl.full([BLOCK], _ZERO, tl.float32)
+    label_e = tl.full([BLOCK], ZERO, tl.float32)
     row = i * T + tl.where(direction == 0, 0, length - 1)
     ahead = tl.where(direction == 0, 1, -1)
 
@@ -237,7 +192,7 @@ def _met(kept_m, kept_e, row, width, position, valid, here):
 @triton.jit
 def _add_occupancy(place, into_m, into_e, met_m, met_e, scale, total_e, valid):
     """Adds the label states' share of the likelihood; integers have the same sum in any order."""
-    share = into_m * met_m * scale * _power(into_e + met_e - total_e)
+    share = into_m * met_m * scale * power(into_e + met_e - total_e)
     amount = tl.where(share < 2.0e9, share + 0.5, 0.0).to(tl.int32)
     tl.atomic_add(place, amount, mask=valid & (amount > 0), sem="relaxed")
 
@@ -304,11 +259,11 @@ def sweep_occupancies(
     other = carry + (i * 2 + 1 - direction) * 4 * BLOCK
     with_blank = k <= count
     met_blank_m = tl.load(other + count - k, mask=with_blank, other=0.0)
-    met_blank_e = tl.load(other + BLOCK + count - k, mask=with_blank, other=_ZERO)
+    met_blank_e = tl.load(other + BLOCK + count - k, mask=with_blank, other=ZERO)
     met_m = tl.load(other + 2 * BLOCK + count - 1 - k, mask=valid, other=0.0)
-    met_e = tl.load(other + 3 * BLOCK + count - 1 - k, mask=valid, other=_ZERO)
+    met_e = tl.load(other + 3 * BLOCK + count - 1 - k, mask=valid, other=ZERO)
     a, x, v, w = _enter(blank_m, blank_e, label_m, label_e, k, skips)
-    total_m, total_e = _sum(a * met_blank_m, x + met_blank_e, v * met_m, w + met_e)
+    total_m, total_e = total(a * met_blank_m, x + met_blank_e, v * met_m, w + met_e)
     if direction == 0:
         value = -(total_e + tl.log2(total_m)) * 0.6931471805599453
         value = tl.where(total_m == 0.0, float("inf"), value)

@@ -15,9 +15,9 @@ from interkd.pipeline.corpus.prepare import (
     REJECTED_FILE,
     BadRowsError,
     PrepareConfig,
-    PrepareSummary,
     prepare,
 )
+from interkd.pipeline.corpus.summary import PrepareSummary
 
 _SHOWN = 10
 

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
-import numpy as np
-
 from interkd.kernels.errors import ConfigError, CorpusError
 from interkd.pipeline.cluster.tasks import IN_PROCESS, ClusterSettings, open_workers
 from interkd.pipeline.config import one_of
-from interkd.pipeline.corpus.checks import CASES, TOO_SHORT, check_audio, count_tokens
-from interkd.pipeline.corpus.manifest import Manifest, Utterance, write_manifest
+from interkd.pipeline.corpus.checks import CASES, check_audio, count_tokens
+from interkd.pipeline.corpus.manifest import Utterance, write_manifest
 from interkd.pipeline.corpus.sources import BadRow, SourceRow, read_sources
 from interkd.pipeline.corpus.speeds import check_speeds, in_order, refuse_taken_ids
+from interkd.pipeline.corpus.summary import PrepareSummary, summarise
 from interkd.pipeline.corpus.tokens import MODEL_FILE, TOKENS_FILE, Tokenizer
 from interkd.pipeline.files import made_folder, temporary_name, write_json, write_text
 from interkd.pipeline.progress import Reporter
@@ -74,46 +72,6 @@ class PrepareConfig:
     cluster: ClusterSettings = IN_PROCESS
     tolerance_seconds: float = 0.1
     tolerance_ratio: float = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareSummary:
-    """What a prepared corpus holds; `summary.json` has these fields, but for those that are None.
-
-    Attributes:
-        utterances: How many are in the manifest.
-        hours: Their length.
-        speakers: How many speakers are named.
-        tokens_per_second_mean: All tokens over all seconds.
-        tokens_per_second_p95: 95th percentile over the utterances.
-        shortest_seconds: Of one utterance.
-        longest_seconds: Of one utterance.
-        too_short_for_ctc: Rows with fewer frames than their transcript needs.
-        rejected: Bad rows left out, by kind, those too short for CTC among them.
-        characters: Every character of the transcripts, in code point order.
-        sample_rate: In Hz.
-        vocab_size: V, with the blank.
-        tokenizer_digest: `Tokenizer.digest`.
-        manifest_digest: `Manifest.digest`.
-        too_short_at_speed: Copies left out because CTC cannot align them at their speed, by speed
-            as text; None if there is no speed but 1.
-    """
-
-    utterances: int
-    hours: float
-    speakers: int
-    tokens_per_second_mean: float
-    tokens_per_second_p95: float
-    shortest_seconds: float
-    longest_seconds: float
-    too_short_for_ctc: int
-    rejected: dict[str, int]
-    characters: str
-    sample_rate: int
-    vocab_size: int
-    tokenizer_digest: str
-    manifest_digest: str
-    too_short_at_speed: dict[str, int] | None = None
 
 
 class BadRowsError(CorpusError):
@@ -188,7 +146,15 @@ def _prepare(config: PrepareConfig, reporter: Reporter) -> PrepareSummary:
         raise CorpusError(
             f"{config.sources} has no usable row", got=f"first {bad[0].where}: {bad[0].reason}"
         )
-    summary = _summarise(utterances, token_counts, tokenizer, bad, too_short_at, config)
+    summary = summarise(
+        utterances,
+        token_counts,
+        tokenizer,
+        bad,
+        too_short_at,
+        sample_rate=config.sample_rate,
+        manifest=config.out / MANIFEST_FILE,
+    )
     _write(config.out, utterances, tokenizer, summary, bad if config.skip_bad else [])
     return summary
 
@@ -247,41 +213,6 @@ def _train(config: PrepareConfig, texts: list[str]) -> Tokenizer:
         texts,
         vocab_size=cast(int, config.vocab_size),
         model_type=cast(Literal["bpe", "unigram"], config.train),
-    )
-
-
-def _summarise(
-    utterances: Sequence[Utterance],
-    token_counts: Sequence[int],
-    tokenizer: Tokenizer,
-    bad: Sequence[BadRow],
-    too_short_at: dict[str, int],
-    config: PrepareConfig,
-) -> PrepareSummary:
-    seconds = np.array([utterance.duration for utterance in utterances])
-    tokens = np.array(token_counts)
-    kinds = Counter(row.kind for row in bad)
-    manifest = Manifest(
-        utterances=tuple(utterances),
-        sample_rate=config.sample_rate,
-        path=config.out / MANIFEST_FILE,
-    )
-    return PrepareSummary(
-        utterances=len(utterances),
-        hours=round(float(seconds.sum()) / 3600, 4),
-        speakers=len({u.speaker for u in utterances if u.speaker is not None}),
-        tokens_per_second_mean=round(float(tokens.sum() / seconds.sum()), 3),
-        tokens_per_second_p95=round(float(np.percentile(tokens / seconds, 95)), 3),
-        shortest_seconds=round(float(seconds.min()), 3),
-        longest_seconds=round(float(seconds.max()), 3),
-        too_short_for_ctc=kinds[TOO_SHORT],
-        rejected=dict(sorted(kinds.items())),
-        characters="".join(sorted(set().union(*(u.text for u in utterances)))),
-        sample_rate=config.sample_rate,
-        vocab_size=tokenizer.vocab_size,
-        tokenizer_digest=tokenizer.digest,
-        manifest_digest=manifest.digest,
-        too_short_at_speed=too_short_at or None,
     )
 
 

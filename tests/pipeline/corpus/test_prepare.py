@@ -20,9 +20,9 @@ from interkd.pipeline.corpus.manifest import read_manifest
 from interkd.pipeline.corpus.prepare import (
     BadRowsError,
     PrepareConfig,
-    PrepareSummary,
     prepare,
 )
+from interkd.pipeline.corpus.summary import PrepareSummary
 from interkd.pipeline.corpus.tokens import Tokenizer
 from interkd.pipeline.progress import Reporter
 

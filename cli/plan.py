@@ -12,13 +12,12 @@ from rich.table import Table
 
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.config import as_plain
-from interkd.pipeline.planning import (
+from interkd.pipeline.planning.costs import Plan, make_plan
+from interkd.pipeline.planning.settings import (
     DEFAULT_EPOCHS,
     MEASURED_BPE_BYTES,
     MEASURED_BYTES,
-    Plan,
     PlanConfig,
-    make_plan,
 )
 
 DEFAULTS = PlanConfig(hours=1.0, teacher_rtf=1.0, student_speed=1.0)

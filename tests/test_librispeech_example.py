@@ -24,7 +24,8 @@ from interkd.pipeline.corpus.prepare import PrepareConfig, prepare
 from interkd.pipeline.corpus.sources import read_sources
 from interkd.pipeline.corpus.tokens import BLANK, WORD_BOUNDARY, Tokenizer
 from interkd.pipeline.frames import FrameFormula
-from interkd.pipeline.planning import PlanConfig, make_plan
+from interkd.pipeline.planning.costs import make_plan
+from interkd.pipeline.planning.settings import PlanConfig
 from interkd.pipeline.students.model import Student
 from interkd.pipeline.training.config import TrainConfig
 from interkd.pipeline.training.data import compared_lengths

@@ -16,8 +16,9 @@ from interkd.cli.main import main
 from interkd.cli.plan import plan_command
 from interkd.kernels.errors import ConfigError
 from interkd.pipeline.corpus.manifest import Utterance, read_manifest, write_manifest
-from interkd.pipeline.planning import Plan, PlanConfig, make_plan
-from interkd.pipeline.run_speed import read_run_speed
+from interkd.pipeline.planning.costs import Plan, make_plan
+from interkd.pipeline.planning.run_speed import read_run_speed
+from interkd.pipeline.planning.settings import PlanConfig
 from tests.properties import examples
 
 SPEEDS = ["--teacher-rtf", "3600", "--student-speed", "1800"]

@@ -15,90 +15,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
-from interkd.kernels.errors import ConfigError
 from interkd.pipeline.cache.plan import plan_parts
-from interkd.pipeline.config import in_range
 from interkd.pipeline.corpus.manifest import Manifest
-from interkd.pipeline.run_speed import RunSpeed, read_corpus, read_run_speed
-
-# Whole stores of docs/results.md, in bytes a 20 ms of audio. The first is of utterances of 10.8 s
-# on average; where a corpus' utterances are counted, its two parts are summed instead.
-MEASURED_BYTES = 0.886
-MEASURED_BPE_BYTES = 0.832
-PAYLOAD_BYTES = 0.761
-UTTERANCE_BYTES = 67
-MEASURED_SHIFT_MS = 20.0
-DEFAULT_EPOCHS = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-    """What is to be planned.
-
-    Attributes:
-        manifest: The corpus, from `interkd prepare`. Either this or `hours`.
-        hours: Length of the corpus.
-        utterances: How many it has, with `hours`; None if unknown.
-        teacher_rtf: Seconds of audio that the teacher hears in a GPU second. Either this or ...
-        teacher_timing: ... seconds of audio and the GPU seconds that it took to hear them.
-        cache_overhead: Time of stage one over that: 1.0 for a teacher timed in stage one itself.
-        frame_shift_ms: Of teacher and student.
-        bytes_per_frame: Of the whole store; None takes what was measured (docs/results.md).
-        part_minutes: Audio in a part of the store.
-        student_speed: Seconds of audio that a student trains on in a GPU second. Either this ...
-        student_run: ... or the folder of a training run to take it from.
-        epochs: Of each student; None takes the run's, else 50.
-        students: Numbers of students to compare.
-        gpu_price: Of one GPU hour, in any currency; None leaves money out.
-
-    Raises:
-        ConfigError: For a value out of range, or for both or neither of two that exclude each
-            other.
-    """
-
-    manifest: Path | None = None
-    hours: float | None = None
-    utterances: int | None = None
-    teacher_rtf: float | None = None
-    teacher_timing: tuple[float, ...] | None = None
-    cache_overhead: float = 1.0
-    frame_shift_ms: float = MEASURED_SHIFT_MS
-    bytes_per_frame: float | None = None
-    part_minutes: float = 60.0
-    student_speed: float | None = None
-    student_run: Path | None = None
-    epochs: int | None = None
-    students: tuple[int, ...] = (1, 5, 20)
-    gpu_price: float | None = None
-
-    def __post_init__(self) -> None:
-        for one, other in (
-            ("manifest", "hours"),
-            ("teacher_rtf", "teacher_timing"),
-            ("student_speed", "student_run"),
-        ):
-            given = [name for name in (one, other) if getattr(self, name) is not None]
-            if len(given) != 1:
-                raise ConfigError(
-                    f"plan of {one} and {other}",
-                    expected="exactly one of the two",
-                    got=" and ".join(given) or "neither",
-                )
-        if self.utterances is not None and self.manifest is not None:
-            raise ConfigError("plan.utterances", expected="none beside a manifest, which has them")
-        if self.teacher_timing is not None and len(self.teacher_timing) != 2:
-            raise ConfigError(
-                "plan.teacher_timing",
-                expected="seconds of audio and seconds",
-                got=self.teacher_timing,
-            )
-        if not self.students:
-            raise ConfigError("plan.students", expected="at least one number of students", got="")
-        positive = ("hours", "teacher_rtf", "teacher_timing", "frame_shift_ms", "bytes_per_frame")
-        in_range("plan.", self, *positive, "part_minutes", "student_speed", "gpu_price", above=0)
-        in_range("plan.", self, "utterances", "epochs", "students", "cache_overhead", at_least=1)
+from interkd.pipeline.planning.assumptions import assumptions_of
+from interkd.pipeline.planning.run_speed import read_corpus, read_run_speed
+from interkd.pipeline.planning.settings import (
+    DEFAULT_EPOCHS,
+    MEASURED_BYTES,
+    MEASURED_SHIFT_MS,
+    PAYLOAD_BYTES,
+    UTTERANCE_BYTES,
+    PlanConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,11 +169,7 @@ def make_plan(config: PlanConfig) -> Plan:
         break_even_epochs=config.cache_overhead,
         pays_from_epoch=math.floor(config.cache_overhead) + 1,
         gpu_price=config.gpu_price,
-        assumptions=(
-            *_store_assumptions(config, utterances),
-            *_teacher_assumptions(config),
-            *_student_assumptions(config, run),
-        ),
+        assumptions=assumptions_of(config, utterances=utterances, run=run),
     )
 
 
@@ -267,51 +192,3 @@ def _count_parts(
         return len(plan_parts(ids, seconds, 60 * config.part_minutes))
     parts = max(1, round(60 * hours / config.part_minutes))
     return parts if utterances is None else min(parts, utterances)
-
-
-def _store_assumptions(config: PlanConfig, utterances: int | None) -> list[str]:
-    files = f"A part is {config.part_minutes:g} minutes of audio and one file; two more and the"
-    files += " folder make the store."
-    if config.bytes_per_frame is not None:
-        size = f"The whole store takes {config.bytes_per_frame:g} bytes a frame, as given."
-        return [size, files]
-    if utterances is None:
-        size = f"The whole store takes {MEASURED_BYTES} bytes a 20 ms, everything counted"
-    else:
-        size = f"The store takes {PAYLOAD_BYTES} bytes a 20 ms and {UTTERANCE_BYTES} an utterance"
-    size += " (measured: characters, mass 0.99, angle5, docs/results.md;"
-    return [f"{size} 1,000 BPE tokens: {MEASURED_BPE_BYTES} a 20 ms in all).", files]
-
-
-def _teacher_assumptions(config: PlanConfig) -> list[str]:
-    if config.teacher_timing is not None:
-        audio, seconds = config.teacher_timing
-        speed = f"The teacher hears {audio:,.6g} s of audio in {seconds:,.6g} GPU seconds, as given"
-    else:
-        speed = f"The teacher hears {config.teacher_rtf:,.6g} s of audio a GPU second, as given"
-    if config.cache_overhead > 1:
-        speed += f"; stage one takes {config.cache_overhead:g} times as long."
-        return [speed]
-    return [
-        f"{speed}; stage one takes no longer.",
-        "So if that is stage one's speed, the teacher online is charged for decoding and writing"
-        " too: the bare forward pass was 2 to 3 times as fast on an H100 (--cache-overhead).",
-    ]
-
-
-def _student_assumptions(config: PlanConfig, run: RunSpeed | None) -> list[str]:
-    if run is None:
-        speed = f"A student trains on {config.student_speed:,.6g} s of audio a GPU second, as given"
-    else:
-        speed = (
-            f"A student trains on {run.audio_per_second:,.0f} s of audio a GPU second, as"
-            f" {config.student_run} did ({run.hours:,.2f} h in {run.seconds:,.0f} s)"
-        )
-    lines = [f"{speed}, on one GPU; online just as fast, the teacher's time added."]
-    if run is not None and not run.is_cached:
-        lines.append("That run read no teacher cache, so its steps had no distillation in them.")
-    return [
-        *lines,
-        "Online, the teacher hears the whole corpus in every epoch of every student.",
-        "Not counted: prepare, validation, scoring, and runs that are made again.",
-    ]

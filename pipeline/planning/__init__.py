@@ -1,0 +1,1 @@
+"""What distilling will cost, worked out before it is paid."""

@@ -5,8 +5,9 @@
         --epochs 80 --times $E/results/h200-recipes.json --out $E/jasper-sweep.yaml
 
 Every run of the tuning must be done. Recipes that were not tuned take the settings of their nearest
-kin. What goes beyond the recipes (other heads, other frames) has a row if its best is better than
-every recipe. The times are what bench_training.py wrote of the recipes.
+kin. Tries beyond the tuning (two views, other heads, higher rates) choose no recipe's settings; the
+best of them has a row if it is better than every recipe. The times are what bench_training.py wrote
+of the recipes.
 """
 
 from __future__ import annotations
@@ -84,10 +85,10 @@ def without_losses(settings: dict[str, str]) -> dict[str, str]:
 
 
 def lines_beyond(path: Path, to_beat: float, epochs: int) -> list[str]:
-    """The best of a sweep beyond the recipes as an entry, if its WER is below another one."""
+    """The best of the tries beyond the tuning as an entry, if its WER is below another one."""
     tries = read_tries(path)
     recipe, best = min(tries, key=lambda pair: pair[1].dev_wer)
-    said = f"{best.name}: {best.dev_wer:.2f} % on dev, best of {len(tries)} beyond the recipes"
+    said = f"{best.name}: {best.dev_wer:.2f} % on dev, best of {len(tries)} beyond the tuning"
     print(said)
     if best.dev_wer >= to_beat:
         return []

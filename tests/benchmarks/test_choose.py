@@ -14,19 +14,25 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "inter_kd"
 TIMES = FOLDER / "results" / "h200-recipes.json"
 
 
-def choose(out: Path, times: Path, *more: str) -> str:
-    """Chooses among the first tries, with the sweep's base beside what is written."""
+def run_choose(out: Path, tunings: list[str], *options: str) -> str:
+    """Chooses among those tries, with the sweep's base beside what is written."""
     (out.parent / "jasper.yaml").write_bytes((FOLDER / "jasper.yaml").read_bytes())
-    command = [sys.executable, str(FOLDER / "choose.py"), str(FOLDER / "jasper-first.yaml")]
-    command += ["--epochs", "7", "--seeds", "1, 2", "--times", str(times), "--out", str(out)]
+    command = [sys.executable, str(FOLDER / "choose.py")]
+    command += [str(FOLDER / f"jasper-{name}.yaml") for name in tunings]
     done = subprocess.run(
-        [*command, *more],
+        [*command, *options, "--out", str(out)],
         cwd=FOLDER.parents[1],  # where the sweep's results are
         capture_output=True,
         text=True,
         check=True,
     )
     return done.stdout
+
+
+def choose(out: Path, times: Path, *more: str) -> str:
+    """Chooses among the first tries."""
+    options = ["--epochs", "7", "--seeds", "1, 2", "--times", str(times)]
+    return run_choose(out, ["first"], *options, *more)
 
 
 def test_each_recipe_gets_its_best_settings(tmp_path: Path) -> None:
@@ -52,7 +58,7 @@ def test_each_recipe_gets_its_best_settings(tmp_path: Path) -> None:
     assert runs["ctc-seed1"].data.buckets == 20  # the first runs' batches are not taken over
 
 
-def test_a_try_beyond_the_recipes_has_a_row_where_it_is_better(tmp_path: Path) -> None:
+def test_a_try_beyond_the_tuning_has_a_row_where_it_is_better(tmp_path: Path) -> None:
     out = tmp_path / "sweep.yaml"
     said = choose(out, TIMES, "--beyond", str(FOLDER / "jasper-more.yaml"))
     assert "inter-kd-kl-highest-drop: 43.84 % on dev, best of" in said
@@ -61,5 +67,12 @@ def test_a_try_beyond_the_recipes_has_a_row_where_it_is_better(tmp_path: Path) -
     assert (better.objective.recipe, better.optimiser.learning_rate) == ("inter-kd-kl", 0.016)
     recipes = {entry.name for entry in read_sweep(out).runs} - {"inter-kd-kl-highest-drop"}
     said = choose(out, TIMES, "--beyond", str(FOLDER / "jasper-first.yaml"))
-    assert "beyond the recipes" in said
+    assert "beyond the tuning" in said
     assert {entry.name for entry in read_sweep(out).runs} == recipes
+
+
+def test_the_sweep_that_stands_is_what_its_command_makes(tmp_path: Path) -> None:
+    out = tmp_path / "jasper-sweep.yaml"
+    options = ["--beyond", str(FOLDER / "jasper-beyond.yaml"), "--epochs", "80"]
+    run_choose(out, ["first", "tuning", "more"], *options, "--times", str(TIMES))
+    assert out.read_text() == (FOLDER / "jasper-sweep.yaml").read_text()
